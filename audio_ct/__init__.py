@@ -1,0 +1,3 @@
+"""Models of raw speech, sample by sample: a Compressive Transformer beside Transformer-XL and WaveNet."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Autoregressive models of tokens, all behind one interface (`audio_ct.models.interface`)."""

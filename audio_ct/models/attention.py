@@ -1,0 +1,96 @@
+"""Multi-head attention with Transformer-XL's relative positions, as one dot product per query and key.
+
+Shape suffixes: B batch, H heads, T queries, S keys, D head size, E = D + number of sinusoids, M model size.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audio_ct.models.positions import rotate_query
+
+
+class RelativeAttention(nn.Module):
+    """Attention whose score is (q_i + u) . k_j + (q_i + v) . W_r R(i - j), over the square root of the head size.
+
+    `queries` and `keys_values` are separate from `attend`, so that sampling can keep keys and values between samples.
+
+    Args:
+        d_model: size of inputs and outputs.
+        num_heads: number of heads; divides d_model.
+
+    Source: Dai et al. 2019, section 3.3. u and v are this layer's own. R holds as many sinusoids as a head has
+    channels, not d_model, so that E = 2 D stays within what fused kernels take.
+    """
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        d_head = d_model // num_heads
+        self.num_sinusoids = d_head + d_head % 2
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(num_heads, 1, d_head))
+        self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, d_head))
+        self.position = nn.Parameter(torch.randn(num_heads, d_head, self.num_sinusoids) * d_model**-0.5)
+
+    def queries(
+        self, h: Float[Tensor, "b t m"], rotation: Float[Tensor, "2 t half"]
+    ) -> Float[Tensor, "b h t e"]:
+        """Return scaled queries [q + u ; rotated W_r^T (q + v)] of inputs whose positions gave `rotation`."""
+        q_BHTD = self._heads(self.query(h))
+        content_BHTD = q_BHTD + self.content_bias
+        position_BHTS = (q_BHTD + self.position_bias) @ self.position
+        rotated_BHTS = rotate_query(position_BHTS, rotation.to(position_BHTS.dtype))
+        return torch.cat([content_BHTD.to(rotated_BHTS.dtype), rotated_BHTS], dim=-1) * q_BHTD.shape[-1] ** -0.5
+
+    def keys_values(
+        self, context: Float[Tensor, "b s m"], sinusoids: Float[Tensor, "s sinusoids"]
+    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b h s d"]]:
+        """Return keys [k ; cos wj ; sin wj] and values of a context whose positions gave `sinusoids`."""
+        k_BHSD, v_BHSD = (self._heads(part) for part in self.key_value(context).chunk(2, dim=-1))
+        sinusoids_BHSS = sinusoids.to(k_BHSD.dtype).expand(*k_BHSD.shape[:2], *sinusoids.shape)
+        return torch.cat([k_BHSD, sinusoids_BHSS], dim=-1), v_BHSD
+
+    def attend(
+        self,
+        q: Float[Tensor, "b h t e"],
+        k: Float[Tensor, "b h s e"],
+        v: Float[Tensor, "b h s d"],
+        visible: Bool[Tensor, "t s"] | None,
+    ) -> Float[Tensor, "b t m"]:
+        """Return the attention's output, through the output projection; `visible` None lets a query see every key."""
+        out_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1.0)
+        return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
+
+
+def attend_by_content(
+    attention: RelativeAttention, h: Float[Tensor, "b t m"], context: Float[Tensor, "b s m"]
+) -> Float[Tensor, "b h t d"]:
+    """Return attention of h over a context by content alone, per head, with the layer's weights held constant.
+
+    No positions, no u, no mask, no output projection: what the attention-reconstruction loss compares. Gradients flow
+    into `context` and nowhere else.
+
+    Source: Rae et al. 2019, algorithm 2; scaling and the lack of u as in DeepMind's code.
+    """
+    query = F.linear(h.detach(), attention.query.weight.detach())
+    key, value = F.linear(context, attention.key_value.weight.detach()).chunk(2, dim=-1)
+    q_BHTD, k_BHSD, v_BHSD = (
+        rearrange(x, "b t (h d) -> b h t d", h=attention.num_heads) for x in (query, key, value)
+    )
+    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD)
+
+
+def visible_keys(num_queries: int, num_keys: int, device: torch.device) -> Bool[Tensor, "t s"]:
+    """Return which keys a query sees: the last `num_queries` keys causally, all older ones always.
+
+    Example: 2 queries, 4 keys -> [[1, 1, 1, 0], [1, 1, 1, 1]].
+    """
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)

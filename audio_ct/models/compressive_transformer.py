@@ -1,0 +1,268 @@
+"""The Compressive Transformer; with a compressed memory of length 0 it is Transformer-XL.
+
+The way of a segment: tokens -> embedding -> optional front of gated dilated convolutions -> layers -> logits. Each
+layer attends over [compressed memory | memory | segment] and, when the segment is complete, pushes its attention
+inputs into memory; what leaves memory is compressed into compressed memory.
+
+Source: Rae et al. 2019, algorithm 1; docs/notation.md lists where paper and published code differ and what is chosen.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from audio_ct.errors import InputError
+from audio_ct.models.attention import RelativeAttention, visible_keys
+from audio_ct.models.compression import ConvolutionCompression, attention_reconstruction_loss
+from audio_ct.models.convolution import GatedConvolution, ShortConvolution
+from audio_ct.models.interface import ModelOutput, State, TokenModel
+from audio_ct.models.memory import context_positions, push
+from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
+
+
+class CompressiveTransformer(TokenModel):
+    """A Transformer over raw samples with a memory and a compressed memory in every layer.
+
+    Args:
+        vocabulary_size: number of token values.
+        num_layers: Transformer layers.
+        d_model: size of embeddings and activations.
+        num_heads: attention heads; divides d_model.
+        d_ff: hidden size of the feed-forward blocks.
+        segment_length: samples read at once; between segments only memory is carried.
+        memory_length: past activations kept in each layer.
+        compressed_memory_length: compressed activations kept in each layer; 0 makes a Transformer-XL.
+        compression_rate: samples that a compressed entry stands for; divides segment_length.
+        compressed_positions: "contiguous" (paper) or "centre" of the span that an entry stands for.
+        norm: "pre" or "post" (paper) layer norm.
+        front_dilations: one gated convolution of width 2 for each, between embedding and layers; none in the paper.
+        short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
+
+    Raises:
+        InputError: if sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        segment_length: int,
+        memory_length: int,
+        compressed_memory_length: int = 0,
+        compression_rate: int = 1,
+        compressed_positions: Literal["contiguous", "centre"] = "contiguous",
+        norm: Literal["pre", "post"] = "pre",
+        front_dilations: Sequence[int] = (),
+        short_convolution_width: int = 0,
+    ) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise InputError(f"model.num_heads={num_heads} must divide model.d_model={d_model}; change one of them.")
+        if compressed_memory_length and segment_length % compression_rate:
+            raise InputError(
+                f"model.compression_rate={compression_rate} must divide model.segment_length={segment_length}; "
+                "try 2 or 4."
+            )
+        self.vocabulary_size = vocabulary_size
+        self.segment_length = segment_length
+        self.d_model = d_model
+        self.memory_length = memory_length
+        self.compressed_memory_length = compressed_memory_length
+        self.embedding = nn.Embedding(vocabulary_size, d_model)
+        self.front = nn.ModuleList(
+            GatedConvolution(d_model, skip_channels=0, width=2, dilation=dilation) for dilation in front_dilations
+        )
+        self.layers = nn.ModuleList(
+            CompressiveLayer(
+                d_model=d_model,
+                num_heads=num_heads,
+                d_ff=d_ff,
+                pre_norm=norm == "pre",
+                compression_rate=compression_rate if compressed_memory_length else 0,
+                short_convolution_width=short_convolution_width,
+            )
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.readout = nn.Linear(d_model, vocabulary_size)
+        # Positions are the same in every segment: the segment begins at 0, memories stand before it.
+        attention = self.layers[0].attention
+        angular = frequencies(attention.num_sinusoids)
+        segment = torch.arange(segment_length, dtype=torch.float64)
+        past = context_positions(
+            compressed_memory_length,
+            memory_length,
+            compression_rate=compression_rate,
+            compressed_positions=compressed_positions,
+        )
+        sinusoids = key_sinusoids(torch.cat([past, segment]), angular)
+        self.register_buffer("key_sinusoids", sinusoids.float(), persistent=False)
+        self.register_buffer("query_rotation", query_rotation(segment, angular).float(), persistent=False)
+        self.key_sinusoids: Tensor
+        self.query_rotation: Tensor
+
+    @property
+    def num_past(self) -> int:
+        """Entries of compressed memory and memory together."""
+        return self.compressed_memory_length + self.memory_length
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> State:
+        """Return zero memories and queues, at the start of a segment (see the base class)."""
+
+        def zeros(num_entries: int) -> Tensor:
+            return torch.zeros(batch_size, num_entries, self.d_model, device=device, dtype=dtype)
+
+        state = {f"front.{i}": zeros(layer.queue_length) for i, layer in enumerate(self.front)}
+        for i, layer in enumerate(self.layers):
+            state[f"memory.{i}"] = zeros(self.memory_length)
+            if self.compressed_memory_length:
+                state[f"compressed_memory.{i}"] = zeros(self.compressed_memory_length)
+            if layer.short is not None:
+                state[f"short.{i}"] = zeros(layer.short.queue_length)
+        state["offset"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return state
+
+    def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
+        """Read whole segments (see the base class); the state must stand at the start of one."""
+        assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
+        logits, losses = [], []
+        for segment in tokens.split(self.segment_length, dim=1):
+            segment_logits, state, reconstruction = self._segment(segment, state)
+            logits.append(segment_logits)
+            losses.extend(reconstruction)
+        auxiliary = {"attention_reconstruction": torch.stack(losses).mean()} if losses else {}
+        return ModelOutput(torch.cat(logits, dim=1), state, auxiliary)
+
+    def _segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        h, new_state = self._embed(tokens, state)
+        losses: list[Tensor] = []
+        visible = visible_keys(self.segment_length, self.num_past + self.segment_length, tokens.device)
+        for i, layer in enumerate(self.layers):
+            past = self._past(i, state)
+            x, queue = layer.attention_input(h, state.get(f"short.{i}"))
+            k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), self.key_sinusoids)
+            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v, visible)
+            h = layer.feed_forward(h, attended)
+            memories, old_mem, compressed = self._remember(i, x, state)
+            new_state |= memories | ({f"short.{i}": queue.detach()} if queue is not None else {})
+            if self.training and compressed is not None:
+                losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
+        new_state["offset"] = state["offset"]
+        return self.readout(self.final_norm(h)), new_state, losses
+
+    def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
+        """Read one sample; all lanes must stand at the same sample of their segments (see the base class).
+
+        Keys and values are kept in the state from the start of a segment to its end, the memories' projected once.
+        """
+        offset = int(state["offset"][0])
+        place = self.num_past + offset
+        h, moved = self._embed(tokens[:, None], state)
+        state = state | moved
+        rotation = self.query_rotation[:, offset : offset + 1]
+        for i, layer in enumerate(self.layers):
+            if offset == 0:
+                state |= self._segment_cache(i, state)
+            x, queue = layer.attention_input(h, state.get(f"short.{i}"))
+            if queue is not None:
+                state[f"short.{i}"] = queue
+            k, v = layer.attention.keys_values(x, self.key_sinusoids[place : place + 1])
+            keys, values = state[f"cache.keys.{i}"], state[f"cache.values.{i}"]
+            keys[:, :, place], values[:, :, place] = k[:, :, 0], v[:, :, 0]
+            state[f"cache.inputs.{i}"][:, offset] = x[:, 0]
+            q = layer.attention.queries(x, rotation)
+            attended = layer.attention.attend(q, keys[:, :, : place + 1], values[:, :, : place + 1], None)
+            h = layer.feed_forward(h, attended)
+        state["offset"] = state["offset"] + 1
+        if offset + 1 == self.segment_length:
+            for i in range(len(self.layers)):
+                state |= self._remember(i, state[f"cache.inputs.{i}"], state)[0]
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
+            state["offset"] = torch.zeros_like(state["offset"])
+        return self.readout(self.final_norm(h))[:, 0], state
+
+    def _embed(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        h = self.embedding(tokens)
+        queues = {}
+        for i, layer in enumerate(self.front):
+            h, _, queue = layer(h, state[f"front.{i}"].to(h.dtype))
+            queues[f"front.{i}"] = queue.detach()
+        return h, queues
+
+    def _past(self, i: int, state: State) -> Tensor:
+        memory = state[f"memory.{i}"]
+        if not self.compressed_memory_length:
+            return memory
+        return torch.cat([state[f"compressed_memory.{i}"], memory], dim=1)
+
+    def _remember(self, i: int, x: Tensor, state: State) -> tuple[State, Tensor, Tensor | None]:
+        """Return (layer i's new memories after a whole segment of attention inputs x, old memory, its compression)."""
+        memory = state[f"memory.{i}"]
+        memory, old_mem = push(memory, x.detach().to(memory.dtype))
+        memories = {f"memory.{i}": memory}
+        compression = self.layers[i].compression
+        if compression is None:
+            return memories, old_mem, None
+        compressed = compression(old_mem)
+        compressed_memory = state[f"compressed_memory.{i}"]
+        memories[f"compressed_memory.{i}"], _ = push(compressed_memory, compressed.detach().to(memory.dtype))
+        return memories, old_mem, compressed
+
+    def _segment_cache(self, i: int, state: State) -> State:
+        """Return room for layer i's keys, values and inputs of one segment, the memories' keys and values in place."""
+        attention = self.layers[i].attention
+        past = self._past(i, state)
+        keys, values = attention.keys_values(past, self.key_sinusoids[: self.num_past])
+        grow = (0, 0, 0, self.segment_length)
+        return {
+            f"cache.keys.{i}": nn.functional.pad(keys, grow),
+            f"cache.values.{i}": nn.functional.pad(values, grow),
+            f"cache.inputs.{i}": past.new_zeros(past.shape[0], self.segment_length, self.d_model),
+        }
+
+
+class CompressiveLayer(nn.Module):
+    """One layer's parts: attention, feed-forward, norms, its own compression function and short convolution."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        pre_norm: bool,
+        compression_rate: int,
+        short_convolution_width: int,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.attention = RelativeAttention(d_model, num_heads)
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.expand_contract = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.short = ShortConvolution(d_model, short_convolution_width) if short_convolution_width else None
+        self.compression = ConvolutionCompression(d_model, compression_rate) if compression_rate else None
+
+    def attention_input(self, h: Tensor, queue: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return (what attention reads and memory stores, the short convolution's queue)."""
+        x = self.attention_norm(h) if self.pre_norm else h
+        if self.short is None or queue is None:
+            return x, None
+        return self.short(x, queue.to(x.dtype))
+
+    def feed_forward(self, h: Tensor, attended: Tensor) -> Tensor:
+        """Return the layer's output from its input h and the attention's output."""
+        if self.pre_norm:
+            h = h + attended
+            return h + self.expand_contract(self.feed_forward_norm(h))
+        h = self.attention_norm(h + attended)
+        return self.feed_forward_norm(h + self.expand_contract(h))

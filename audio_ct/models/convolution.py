@@ -1,0 +1,80 @@
+"""Causal dilated convolutions that carry what they need of the past as a queue, for WaveNet and for fronts.
+
+Layout is channels last, [batch, time, channels]: the taps are gathered side by side, and one matrix product does the
+rest, which fused kernels and optimised BLAS do better than strided convolutions of width 2.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def taps(
+    x: Float[Tensor, "batch time channels"], queue: Float[Tensor, "batch past channels"], width: int
+) -> tuple[list[Float[Tensor, "batch time channels"]], Float[Tensor, "batch past channels"]]:
+    """Return the inputs delayed by (width - 1) d, ..., d, 0 samples, and the queue after the window.
+
+    The queue holds the last (width - 1) d inputs, so d, the dilation, is its length over width - 1.
+
+    Example: width 2, queue [1 2] (d = 2), x = [3 4 5] -> taps [1 2 3] and [3 4 5], queue [4 5].
+    """
+    dilation = queue.shape[1] // (width - 1)
+    num_samples = x.shape[1]
+    past_and_now = torch.cat([queue, x], dim=1)
+    delayed = [past_and_now[:, tap * dilation : tap * dilation + num_samples] for tap in range(width)]
+    return delayed, past_and_now[:, num_samples:]
+
+
+class GatedConvolution(nn.Module):
+    """WaveNet's layer: tanh(W_f * x) . sigmoid(W_g * x), then 1x1 to the residual and, where wanted, to a skip.
+
+    Args:
+        channels: of input and output.
+        skip_channels: of the skip output; 0 for none.
+        width: taps of the convolution.
+        dilation: samples between taps.
+
+    Source: van den Oord et al. 2016 (WaveNet), sections 2.3 and 2.4; the queue is Paine et al. 2016.
+    """
+
+    def __init__(self, channels: int, *, skip_channels: int, width: int, dilation: int) -> None:
+        super().__init__()
+        self.width = width
+        self.channels = channels
+        self.queue_length = (width - 1) * dilation
+        self.filter_gate = nn.Linear(width * channels, 2 * channels)
+        self.mix = nn.Linear(channels, channels + skip_channels)
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], queue: Float[Tensor, "batch past channels"]
+    ) -> tuple[
+        Float[Tensor, "batch time channels"], Float[Tensor, "batch time skip"], Float[Tensor, "batch past channels"]
+    ]:
+        """Return (output with the residual added, skip, the queue after the window)."""
+        delayed, queue = taps(x, queue, self.width)
+        filtered, gate = self.filter_gate(torch.cat(delayed, dim=-1)).chunk(2, dim=-1)
+        mixed = self.mix(torch.tanh(filtered) * torch.sigmoid(gate))
+        return x + mixed[..., : self.channels], mixed[..., self.channels :], queue
+
+
+class ShortConvolution(nn.Module):
+    """A causal convolution of each channel by itself, added to its input.
+
+    Args:
+        channels: of input and output.
+        width: taps; the current sample is one of them.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.queue_length = width - 1
+        self.weight = nn.Parameter(torch.zeros(width, channels))
+
+    def forward(
+        self, x: Float[Tensor, "batch time channels"], queue: Float[Tensor, "batch past channels"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch past channels"]]:
+        """Return (x plus its convolution, the queue after the window)."""
+        delayed, queue = taps(x, queue, self.width)
+        return x + sum((tap * weight for tap, weight in zip(delayed, self.weight, strict=True)), x.new_zeros(())), queue
+
