@@ -5,7 +5,7 @@ Shape suffixes: B batch, H heads, T queries, S keys, D head size, E = D + number
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,10 +60,13 @@ class RelativeAttention(nn.Module):
         q: Float[Tensor, "b h t e"],
         k: Float[Tensor, "b h s e"],
         v: Float[Tensor, "b h s d"],
-        visible: Bool[Tensor, "t s"] | None,
+        mask: Float[Tensor, "t s"] | None,
     ) -> Float[Tensor, "b t m"]:
-        """Return the attention's output, through the output projection; `visible` None lets a query see every key."""
-        out_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1.0)
+        """Return the attention's output, through the output projection; without a mask a query sees every key."""
+        mask = None if mask is None else mask.to(q.dtype)
+        # Fused kernels want values as wide as keys.
+        v_BHSE = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
+        out_BHTD = F.scaled_dot_product_attention(q, k, v_BHSE, attn_mask=mask, scale=1.0)[..., : v.shape[-1]]
         return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -88,9 +91,12 @@ def attend_by_content(
     return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD)
 
 
-def visible_keys(num_queries: int, num_keys: int, device: torch.device) -> Bool[Tensor, "t s"]:
-    """Return which keys a query sees: the last `num_queries` keys causally, all older ones always.
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Float[Tensor, "t s"]:
+    """Return what is added to scores: 0 where a query sees a key, -inf where not.
 
-    Example: 2 queries, 4 keys -> [[1, 1, 1, 0], [1, 1, 1, 1]].
+    The last `num_queries` keys are seen causally, all older ones always.
+
+    Example: 2 queries, 4 keys -> [[0, 0, 0, -inf], [0, 0, 0, 0]].
     """
-    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    hidden = torch.full((num_queries, num_keys), float("-inf"), device=device)
+    return hidden.triu(num_keys - num_queries + 1)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from audio_ct.errors import InputError
-from audio_ct.models.attention import RelativeAttention, visible_keys
+from audio_ct.models.attention import RelativeAttention, causal_mask
 from audio_ct.models.compression import ConvolutionCompression, attention_reconstruction_loss
 from audio_ct.models.convolution import GatedConvolution, ShortConvolution
 from audio_ct.models.interface import ModelOutput, State, TokenModel
@@ -145,15 +145,15 @@ class CompressiveTransformer(TokenModel):
     def _segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         h, new_state = self._embed(tokens, state)
         losses: list[Tensor] = []
-        visible = visible_keys(self.segment_length, self.num_past + self.segment_length, tokens.device)
+        mask = causal_mask(self.segment_length, self.num_past + self.segment_length, tokens.device)
         for i, layer in enumerate(self.layers):
             past = self._past(i, state)
-            x, queue = layer.attention_input(h, state.get(f"short.{i}"))
+            x, queue = self._attention_input(i, h, state)
             k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), self.key_sinusoids)
-            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v, visible)
+            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v, mask)
             h = layer.feed_forward(h, attended)
             memories, old_mem, compressed = self._remember(i, x, state)
-            new_state |= memories | ({f"short.{i}": queue.detach()} if queue is not None else {})
+            new_state |= memories | queue
             if self.training and compressed is not None:
                 losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
         new_state["offset"] = state["offset"]
@@ -172,9 +172,8 @@ class CompressiveTransformer(TokenModel):
         for i, layer in enumerate(self.layers):
             if offset == 0:
                 state |= self._segment_cache(i, state)
-            x, queue = layer.attention_input(h, state.get(f"short.{i}"))
-            if queue is not None:
-                state[f"short.{i}"] = queue
+            x, queue = self._attention_input(i, h, state)
+            state |= queue
             k, v = layer.attention.keys_values(x, self.key_sinusoids[place : place + 1])
             keys, values = state[f"cache.keys.{i}"], state[f"cache.values.{i}"]
             keys[:, :, place], values[:, :, place] = k[:, :, 0], v[:, :, 0]
@@ -195,8 +194,17 @@ class CompressiveTransformer(TokenModel):
         queues = {}
         for i, layer in enumerate(self.front):
             h, _, queue = layer(h, state[f"front.{i}"].to(h.dtype))
-            queues[f"front.{i}"] = queue.detach()
+            queues[f"front.{i}"] = queue.detach().to(state[f"front.{i}"].dtype)
         return h, queues
+
+    def _attention_input(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return (what layer i's attention reads and its memory stores, its short convolution's queue if any)."""
+        layer, name = self.layers[i], f"short.{i}"
+        x = layer.attention_norm(h) if layer.pre_norm else h
+        if layer.short is None:
+            return x, {}
+        x, queue = layer.short(x, state[name].to(x.dtype))
+        return x, {name: queue.detach().to(state[name].dtype)}
 
     def _past(self, i: int, state: State) -> Tensor:
         memory = state[f"memory.{i}"]
@@ -251,13 +259,6 @@ class CompressiveLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(d_model)
         self.short = ShortConvolution(d_model, short_convolution_width) if short_convolution_width else None
         self.compression = ConvolutionCompression(d_model, compression_rate) if compression_rate else None
-
-    def attention_input(self, h: Tensor, queue: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return (what attention reads and memory stores, the short convolution's queue)."""
-        x = self.attention_norm(h) if self.pre_norm else h
-        if self.short is None or queue is None:
-            return x, None
-        return self.short(x, queue.to(x.dtype))
 
     def feed_forward(self, h: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output from its input h and the attention's output."""

@@ -71,7 +71,7 @@ class WaveNet(TokenModel):
         for i, layer in enumerate(self.layers):
             h, skip, queue = layer(h, state[f"queue.{i}"].to(h.dtype))
             skips = skips + skip
-            new_state[f"queue.{i}"] = queue.detach()
+            new_state[f"queue.{i}"] = queue.detach().to(state[f"queue.{i}"].dtype)
         return ModelOutput(self.readout(F.relu(self.hidden(F.relu(skips)))), new_state)
 
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
