@@ -1,0 +1,162 @@
+"""Bits per sample of a model on recordings: every model is scored on exactly the same positions.
+
+Each recording is read from a cold start, the code of silence first. Its first samples, where a model has next to no
+past, are scored apart, and every later sample once.
+"""
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audio_ct.errors import InputError
+from audio_ct.models.interface import TokenModel, select_lanes
+from audio_ct.tokens.store import Recording, TokenStore
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Total bits of each recording, one entry a recording in the store's order.
+
+    Attributes:
+        names: of the recordings.
+        bits: of the scored samples.
+        tokens: how many samples were scored.
+        cold_bits: of the first samples, which are not in `bits`.
+        cold_tokens: how many those are.
+        tokens_per_second: samples read by the wall clock, cold ones included.
+    """
+
+    names: tuple[str, ...]
+    bits: np.ndarray
+    tokens: np.ndarray
+    cold_bits: np.ndarray
+    cold_tokens: np.ndarray
+    tokens_per_second: float
+
+    @property
+    def bits_per_sample(self) -> float:
+        """Bits per scored sample over all recordings."""
+        return float(self.bits.sum() / self.tokens.sum())
+
+    @property
+    def cold_start_bits_per_sample(self) -> float | None:
+        """Bits per sample of the first samples, None where none were set apart."""
+        return float(self.cold_bits.sum() / self.cold_tokens.sum()) if self.cold_tokens.any() else None
+
+
+def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
+    """Return a split's recordings, or whole recordings spread evenly over it until `max_tokens` are reached."""
+    recordings = store.recordings(split)
+    total = store.num_tokens(split)
+    if max_tokens is None or total <= max_tokens:
+        return recordings
+    stride = math.ceil(total / max_tokens)
+    return recordings[::stride]
+
+
+@torch.no_grad()
+def likelihood(
+    model: TokenModel,
+    store: TokenStore,
+    split: str,
+    recordings: tuple[Recording, ...],
+    *,
+    start_token: int,
+    batch_size: int,
+    window_length: int,
+    cold_start_samples: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Likelihood:
+    """Score recordings of a split under a model.
+
+    A batch row takes the next recording as soon as its last one is done. Neither batch_size nor window_length changes
+    the result beyond rounding.
+
+    Args:
+        model: any model; left in evaluation mode.
+        store: the token store.
+        split: which of its splits.
+        recordings: which of the split's recordings.
+        start_token: stands before the first token of each recording.
+        batch_size: recordings read side by side.
+        window_length: tokens read at once, rounded up to whole segments.
+        cold_start_samples: first samples of each recording that are scored apart.
+        device: where the model is.
+        precision: of autocast; float32 for none.
+
+    Raises:
+        InputError: if no recording is longer than the cold start.
+    """
+    if not any(recording.length > cold_start_samples for recording in recordings):
+        raise InputError(
+            f"evaluation.cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split "
+            f"{split!r} is longer; lower it."
+        )
+    model.eval()
+    window = math.ceil(window_length / model.segment_length) * model.segment_length
+    num_lanes = min(batch_size, len(recordings))
+    bits = np.zeros((2, len(recordings)))
+    counts = np.zeros((2, len(recordings)), dtype=np.int64)
+    # The longest first, so that the last rows end at about the same time.
+    waiting = deque(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
+    reading: list[tuple[int, int] | None] = [(waiting.popleft(), 0) for _ in range(num_lanes)]
+    initial = model.initial_state(num_lanes, device)
+    state = initial
+    began = time.perf_counter()
+    while any(reading):
+        inputs = np.zeros((num_lanes, window), dtype=np.int64)
+        targets = np.full((num_lanes, window), -1, dtype=np.int64)
+        fresh = torch.zeros(num_lanes, dtype=torch.bool)
+        for lane, place in enumerate(reading):
+            if place is None:
+                continue
+            index, start = place
+            fresh[lane] = start == 0
+            recording = recordings[index]
+            stop = min(start + window, recording.length)
+            tokens = store.tokens(split, recording, max(start - 1, 0), stop).astype(np.int64)
+            if start == 0:
+                tokens = np.concatenate([[start_token], tokens])
+            inputs[lane, : stop - start], targets[lane, : stop - start] = tokens[:-1], tokens[1:]
+        if fresh.any():
+            state = select_lanes(fresh.to(device), initial, state)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            output = model(torch.from_numpy(inputs).to(device), state)
+        state = output.state
+        window_bits = _bits(output.logits, torch.from_numpy(targets).to(device)).cpu().numpy()
+        for lane, place in enumerate(reading):
+            if place is None:
+                continue
+            index, start = place
+            stop = min(start + window, recordings[index].length)
+            cold = min(max(cold_start_samples - start, 0), stop - start)
+            parts = (window_bits[lane, cold : stop - start], window_bits[lane, :cold])
+            for row, part in enumerate(parts):
+                bits[row, index] += part.sum(dtype=np.float64)
+                counts[row, index] += len(part)
+            if stop < recordings[index].length:
+                reading[lane] = (index, stop)
+            else:
+                reading[lane] = (waiting.popleft(), 0) if waiting else None
+    seconds = time.perf_counter() - began
+    return Likelihood(
+        names=tuple(recording.name for recording in recordings),
+        bits=bits[0],
+        tokens=counts[0],
+        cold_bits=bits[1],
+        cold_tokens=counts[1],
+        tokens_per_second=float(counts.sum() / seconds),
+    )
+
+
+def _bits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return -log2 of each target's probability [batch, time]; 0 where a target is -1."""
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    return nats.view_as(targets) / math.log(2)

@@ -1,0 +1,342 @@
+"""Recipes: one YAML file says everything about a run, and is checked whole before anything is loaded."""
+
+import difflib
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml.constructor import ConstructorError
+
+from audio_ct.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from audio_ct.models.interface import TokenModel
+
+MAX_RECIPE_BYTES = 1 << 16
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversion, never changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class CorpusRecipe(Section):
+    """Which recordings to learn from."""
+
+    store: str
+    """Folder of a token store, made by `audio-ct prep`."""
+
+
+class TransformerXLRecipe(Section):
+    """Transformer-XL: the Compressive Transformer without compressed memory. Keys are the model's arguments."""
+
+    kind: Literal["transformer_xl"]
+    num_layers: Positive
+    d_model: Positive
+    num_heads: Positive
+    d_ff: Positive
+    segment_length: Positive
+    memory_length: NonNegative
+    norm: Literal["pre", "post"] = "pre"
+    front_dilations: list[Positive] = []
+    short_convolution_width: NonNegative = 0
+
+
+class CompressiveTransformerRecipe(TransformerXLRecipe):
+    """The Compressive Transformer. Keys are the model's arguments."""
+
+    kind: Literal["compressive_transformer"]  # type: ignore[assignment]
+    compressed_memory_length: Positive
+    compression_rate: Positive = 4
+    compressed_positions: Literal["contiguous", "centre"] = "contiguous"
+
+    @model_validator(mode="after")
+    def _rate_divides_segment(self) -> "CompressiveTransformerRecipe":
+        if self.segment_length % self.compression_rate:
+            raise ValueError(
+                f"model.compression_rate={self.compression_rate} must divide "
+                f"model.segment_length={self.segment_length}; try 2 or 4"
+            )
+        return self
+
+
+class WaveNetRecipe(Section):
+    """WaveNet. Keys are the model's arguments."""
+
+    kind: Literal["wavenet"]
+    num_stacks: Positive
+    layers_per_stack: Annotated[int, Field(gt=0, le=20)]
+    residual_channels: Positive
+    skip_channels: Positive
+    width: Annotated[int, Field(ge=2)] = 2
+
+
+ModelRecipe = Annotated[
+    Union[CompressiveTransformerRecipe, TransformerXLRecipe, WaveNetRecipe], Field(discriminator="kind")
+]
+
+
+class OptimizerRecipe(Section):
+    """AdamW and its learning rate over time."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: NonNegative = 0
+    """Windows over which the learning rate rises linearly."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls from the end of the warm-up to the end of the run."""
+    final_fraction: Fraction = 0.0
+    """Where a decay ends, as a fraction of learning_rate."""
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainingRecipe(Section):
+    """How the model meets the corpus."""
+
+    batch_size: Positive
+    """Lanes: streams that are read side by side."""
+    window_length: Positive
+    """Samples of each lane read between two backward passes."""
+    max_tokens: Positive
+    """Samples to train on, over all lanes."""
+    precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    gradient_clip_norm: Annotated[float, Field(gt=0)] = 0.25
+    update_every: dict[NonNegative, Positive] = {0: 1}
+    """{from this step on: update parameters every so many windows}, e.g. {0: 1, 60000: 4}."""
+    reset_every_windows: NonNegative = 256
+    """A lane's state is reset after this many windows, staggered over the lanes; 0 for never."""
+    log_every_windows: Positive = 20
+    evaluate_every_windows: Positive = 1000
+    checkpoint_every_windows: Positive = 1000
+    sample_every_windows: NonNegative = 0
+    """Audio samples for the tracker; 0 for none."""
+    max_not_finite: Positive = 20
+    """Windows in a row whose loss or gradient may be not finite before the run stops."""
+    num_threads: NonNegative = 0
+    """CPU threads; 0 leaves torch's choice. A resumed run is bit for bit the same only on as many threads."""
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _schedule_begins(self) -> "TrainingRecipe":
+        if 0 not in self.update_every:
+            raise ValueError(
+                f"training.update_every={self.update_every} must say how often from step 0 on; add the entry 0: 1"
+            )
+        return self
+
+
+class EvaluationRecipe(Section):
+    """How validation and test bits are measured."""
+
+    batch_size: Positive = 8
+    window_length: Positive = 1024
+    """Samples read at once; rounded up to whole segments. Does not change the result."""
+    cold_start_samples: NonNegative = 1024
+    """First samples of each recording that are scored apart."""
+    max_validation_tokens: Positive = 500_000
+    """Validation during training takes whole recordings until it has this many samples."""
+
+
+class SamplingRecipe(Section):
+    """The audio samples that a run makes of itself."""
+
+    num_samples: Positive = 1
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TrackingRecipe(Section):
+    """Where mlflow keeps the run; the local record metrics.jsonl is always written."""
+
+    enabled: bool = True
+    experiment: str = "audio-ct"
+    uri: str | None = None
+    """mlflow tracking URI; none for a sqlite file mlflow.db beside the run folder."""
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    corpus: CorpusRecipe
+    model: ModelRecipe
+    optimizer: OptimizerRecipe
+    training: TrainingRecipe
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    sampling: SamplingRecipe = SamplingRecipe()
+    tracking: TrackingRecipe = TrackingRecipe()
+
+    @model_validator(mode="after")
+    def _windows_are_segments(self) -> "Recipe":
+        segment_length = getattr(self.model, "segment_length", 1)
+        if self.training.window_length % segment_length:
+            raise ValueError(
+                f"training.window_length={self.training.window_length} must be a multiple of "
+                f"model.segment_length={segment_length}; try {segment_length}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe, every default written out, as text that `parse_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a file, with overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: "section.key=value" texts; a value is read as YAML, 3e-4 as a number.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: naming every fault of the recipe at once, a line each.
+    """
+    if not path.is_file():
+        raise MissingError(f"recipe {str(path)!r} is not a file; the shipped ones are under recipes/.")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise InputError(
+            f"recipe {str(path)!r} has {path.stat().st_size} bytes, more than {MAX_RECIPE_BYTES}; is it a recipe?"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    return parse_recipe(text, overrides, name=str(path))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
+    """Return the recipe in a text; see `load_recipe`."""
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: holds {type(values).__name__}, must hold keys like those in recipes/demo/.")
+    for override in overrides:
+        values = _merge(values, _read_override(override))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors(include_url=False)]
+        raise InputError("\n".join(f"{name}: {fault}" for fault in faults)) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without aliases, tags, duplicate keys and deep nesting; 3e-4 is a number."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ConstructorError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
+        self.depth += 1
+        if self.depth > 20:
+            raise ConstructorError(None, None, "nested deeper than 20 levels", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, "a key must be plain text", key.start_mark)
+            if key.value in seen:
+                raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.2's floats; PyYAML follows 1.1, where 3e-4 is text.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    if "=" not in override:
+        raise InputError(f"--set {override!r} must have the form section.key=value, e.g. optimizer.learning_rate=3e-4.")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([override]), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--set {override!r} cannot be read: {' '.join(str(error).split())}") from error
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _describe(fault: Any) -> str:
+    """Return one fault as name, value, rule and, where a key is unknown, the nearest right one."""
+    # The discriminator's value stands in the location of a model's fault; users know no such key.
+    kinds = {get_args(kind.model_fields["kind"].annotation)[0] for kind in _model_kinds()}
+    location = [str(part) for part in fault["loc"] if str(part) not in kinds]
+    key = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_at(fault["loc"][:-1]), n=1, cutoff=0.5)
+        remedy = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else "remove it."
+        return f"{key}={fault['input']!r}: no such key; {remedy}"
+    if fault["type"] == "missing":
+        return f"{key} is missing; add it."
+    if fault["type"] == "value_error":
+        return f"{fault['ctx']['error']}."
+    if fault["type"].startswith("union_tag"):
+        names = ", ".join(sorted(kinds))
+        given = fault["input"].get("kind") if isinstance(fault["input"], dict) else fault["input"]
+        return f"{key}.kind={given!r}: must be one of {names}."
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{key}={repr(fault['input'])[:80]}: {message}."
+
+
+def _model_kinds() -> tuple[type[Section], ...]:
+    return CompressiveTransformerRecipe, TransformerXLRecipe, WaveNetRecipe
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """Return the keys that a recipe has at a location."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if section is Recipe and part == "model":
+            continue
+        kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in _model_kinds()}
+        annotation = kinds.get(part) or section.model_fields[part].annotation
+        if get_origin(annotation) is not None or not issubclass(annotation, BaseModel):  # type: ignore[arg-type]
+            return []
+        section = annotation  # type: ignore[assignment]
+    return list(section.model_fields)
+
+
+def build_model(model: Section, vocabulary_size: int) -> "TokenModel":
+    """Return a freshly initialised model; the recipe's keys are the constructor's arguments.
+
+    Raises:
+        InputError: if sizes do not fit together.
+    """
+    # Torch takes seconds to import: checking a recipe must not.
+    from audio_ct.models.compressive_transformer import CompressiveTransformer
+    from audio_ct.models.wavenet import WaveNet
+
+    arguments = model.model_dump(exclude={"kind"})
+    if isinstance(model, WaveNetRecipe):
+        return WaveNet(vocabulary_size=vocabulary_size, **arguments)
+    return CompressiveTransformer(vocabulary_size=vocabulary_size, **arguments)

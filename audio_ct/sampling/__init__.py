@@ -1,0 +1,1 @@
+"""Turning a checkpoint back into waveforms."""

@@ -1,0 +1,64 @@
+"""What may be changed about a prediction before a token is drawn; by default nothing is."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from audio_ct.errors import InputError
+
+
+def check_filters(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise InputError for a value that no filter knows."""
+    if not 0 <= temperature <= 100:
+        raise InputError(f"temperature={temperature} must be between 0 (the likeliest token) and 100; 1 is unchanged.")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top-k={top_k} must be at least 1; leave it out to keep every token.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top-p={top_p} must be above 0 and at most 1; leave it out to keep every token.")
+
+
+def filtered_probabilities(
+    logits: Float[Tensor, "batch vocabulary"],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Float[Tensor, "batch vocabulary"]:
+    """Return the probabilities to draw from, in float32.
+
+    Args:
+        logits: [batch, vocabulary]
+        temperature: divides the logits; 0 puts everything on the likeliest token.
+        top_k: keep the k likeliest tokens; more than there are keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities reach p together (nucleus sampling).
+
+    Source: top-p is Holtzman et al. 2019, 1904.09751: the token that crosses p is kept, so one always is.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        likeliest = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    if top_k is not None and top_k < probabilities.shape[-1]:
+        kept = probabilities.topk(top_k, dim=-1)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, kept.indices, kept.values)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < top_p))
+    return probabilities
+
+
+def draw(
+    probabilities: Float[Tensor, "batch vocabulary"], uniform: Float[Tensor, " batch"]
+) -> Int[Tensor, " batch"]:
+    """Return the token at which each row's cumulated probability passes its uniform number in [0, 1).
+
+    Rows need not sum to 1.
+    """
+    cumulated = probabilities.double().cumsum(dim=-1)
+    tokens = torch.searchsorted(cumulated, uniform.double()[:, None] * cumulated[:, -1:], right=True)
+    # Rounding may leave a number at the very end, past the last token that has any probability.
+    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1)
+    return torch.minimum(tokens[:, 0], last)

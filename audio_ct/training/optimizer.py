@@ -1,0 +1,47 @@
+"""The optimiser and its schedules: learning rate by step, and how often parameters are updated."""
+
+import math
+
+import torch
+from torch import nn
+
+from audio_ct.recipe import OptimizerRecipe
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """Return AdamW; weight decay falls on matrices only, not on biases, norms and embeddings."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        (decayed if parameter.dim() >= 2 and id(parameter) not in embeddings else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    beta1, beta2 = recipe.betas
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(beta1, beta2), fused=True)
+
+
+def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:
+    """Return the learning rate of a step: a linear rise over the warm-up, then the recipe's decay to its end.
+
+    Args:
+        recipe: the optimiser's section.
+        step: windows trained so far.
+        num_steps: windows of the whole run.
+    """
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = min(1.0, (step - recipe.warmup_steps) / max(1, num_steps - recipe.warmup_steps))
+    remaining = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[recipe.decay]
+    return recipe.learning_rate * (recipe.final_fraction + (1 - recipe.final_fraction) * remaining)
+
+
+def update_every(schedule: dict[int, int], step: int) -> int:
+    """Return of how many windows the gradient is averaged for an update at this step.
+
+    Example: {0: 1, 60000: 4} gives 1 at step 59999 and 4 at step 60000.
+
+    Source: Rae et al. 2019, section 4.2: rarer updates late in training instead of smaller steps.
+    """
+    return schedule[max(start for start in schedule if start <= step)]
