@@ -1,0 +1,147 @@
+"""Generated waveforms as files: written as they are made, checked, and described by a sidecar."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from audio_ct import __version__
+from audio_ct.audio.files import AudioWriter
+from audio_ct.audio.mu_law import decode, silence_token
+from audio_ct.errors import InputError
+from audio_ct.evaluation.spectrogram import save_spectrogram
+from audio_ct.evaluation.waveform_statistics import check
+from audio_ct.models.interface import TokenModel
+from audio_ct.provenance import commit
+from audio_ct.sampling.engine import generate
+
+MAX_SECONDS = 36_000
+
+
+@dataclass(frozen=True)
+class WrittenSample:
+    """One generated file.
+
+    Attributes:
+        path: the audio file; a sidecar of the same name with .json stands beside it.
+        waveform: [samples], without the prompt.
+        warnings: what is wrong with it, by `waveform_statistics.check`; empty if nothing.
+        spectrogram: a picture of it, where one was asked for.
+    """
+
+    path: Path
+    waveform: np.ndarray
+    warnings: list[str]
+    spectrogram: Path | None
+
+
+def write_samples(
+    model: TokenModel,
+    folder: Path,
+    *,
+    stem: str,
+    sample_rate_hz: int,
+    bits: int,
+    num_waveforms: int,
+    seconds: float,
+    seed: int,
+    prompt: Int[Tensor, " time"] | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    device: torch.device | str = "cpu",
+    audio_format: str = "wav",
+    about: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    spectrograms: bool = False,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[WrittenSample]:
+    """Generate waveforms into `folder`/STEM-00.wav, STEM-01.wav, ... with a sidecar STEM-00.json each.
+
+    Audio is written block by block: what is there when the run is interrupted can be played. With a prompt, each file
+    begins with the prompt.
+
+    Args:
+        model: any model.
+        folder: made if missing.
+        stem: beginning of the file names.
+        sample_rate_hz: of the audio that the model was trained on.
+        bits: of its tokens.
+        num_waveforms: files.
+        seconds: length of each, without the prompt.
+        seed: of the first waveform; the next ones take the following numbers.
+        prompt: tokens to continue.
+        temperature: see `sampling.filters`.
+        top_k: see `sampling.filters`.
+        top_p: see `sampling.filters`.
+        device: where the model is.
+        audio_format: suffix of a format that libsndfile writes.
+        about: goes into the sidecars: checkpoint, recipe and the like.
+        overwrite: replace files of these names.
+        spectrograms: also write STEM-00.png.
+        on_progress: called with the number of samples made of each waveform.
+
+    Raises:
+        InputError: for a length, number or filter out of range, an unknown format or an existing file.
+    """
+    num_samples = round(seconds * sample_rate_hz)
+    if not 0 < seconds <= MAX_SECONDS or num_samples == 0:
+        raise InputError(f"seconds={seconds} must be above 0 and at most {MAX_SECONDS}.")
+    if not 1 <= num_waveforms <= 4096:
+        raise InputError(f"num={num_waveforms} must be from 1 to 4096; ask for more in several runs.")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}-{i:02d}.{audio_format}" for i in range(num_waveforms)]
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    blocks = generate(
+        model,
+        num_waveforms=num_waveforms,
+        num_samples=num_samples,
+        start_token=silence_token(bits),
+        seed=seed,
+        prompt=prompt,
+        device=device,
+        **filters,  # type: ignore[arg-type]
+    )
+    made: list[list[np.ndarray]] = [[] for _ in paths]
+    with ExitStack() as files:
+        writers = [files.enter_context(AudioWriter(path, sample_rate_hz, overwrite=overwrite)) for path in paths]
+        if prompt is not None:
+            for writer in writers:
+                writer.write(decode(prompt, bits).numpy())
+        done = 0
+        for block in blocks:
+            waveforms = decode(block, bits).numpy()
+            for i, writer in enumerate(writers):
+                writer.write(waveforms[i])
+                made[i].append(waveforms[i])
+            done += block.shape[1]
+            on_progress(done)
+    samples = []
+    for i, path in enumerate(paths):
+        waveform = np.concatenate(made[i])
+        picture = path.with_suffix(".png") if spectrograms else None
+        if picture is not None:
+            save_spectrogram(waveform, sample_rate_hz, picture)
+        sample = WrittenSample(path, waveform, check(waveform, sample_rate_hz), picture)
+        sidecar = {
+            "file": path.name,
+            "seed": seed + i,
+            "seconds": num_samples / sample_rate_hz,
+            "prompt_samples": 0 if prompt is None else len(prompt),
+            "sample_rate_hz": sample_rate_hz,
+            **filters,
+            "warnings": sample.warnings,
+            "commit": commit(),
+            "version": __version__,
+            **(about or {}),
+        }
+        path.with_suffix(".json").write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+        samples.append(sample)
+    return samples

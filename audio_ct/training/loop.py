@@ -1,0 +1,457 @@
+"""Training, in the order in which it happens.
+
+A step is one window of every lane: read, forward, backward. Parameters are updated every `update_every` steps.
+Checkpoints stand between updates, so that no gradient is lost, and hold all that the next step depends on: a resumed
+run goes on bit for bit on the CPU with the same number of threads.
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audio_ct import __version__
+from audio_ct.audio.mu_law import silence_token
+from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
+from audio_ct.evaluation.likelihood import choose_recordings, likelihood
+from audio_ct.models.interface import State, TokenModel, num_parameters, select_lanes
+from audio_ct.pretrained import choose_device
+from audio_ct.provenance import commit
+from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.sampling.writing import write_samples
+from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.streams import Streams
+from audio_ct.training import checkpoint
+from audio_ct.training.optimizer import learning_rate, make_optimizer, update_every
+from audio_ct.training.progress import Progress
+from audio_ct.training.tracking import Tracker
+
+logger = logging.getLogger("audio_ct")
+
+# What a resumed run may change: nothing that the next window depends on, except how long the run is.
+RESUME_MAY_CHANGE = {
+    "name",
+    "corpus.store",
+    "evaluation",
+    "sampling",
+    "tracking",
+    "training.max_tokens",
+    "training.log_every_windows",
+    "training.evaluate_every_windows",
+    "training.checkpoint_every_windows",
+    "training.sample_every_windows",
+}
+
+
+def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
+    """Train a recipe's model and return its last checkpoint.
+
+    Args:
+        recipe: what to do.
+        run_folder: gets recipe.yaml, metrics.jsonl, checkpoints/ and samples/.
+        resume: go on from the newest whole checkpoint of run_folder, or from the start where it has none.
+
+    Raises:
+        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
+        NotFiniteError: after too many losses or gradients in a row that are not finite.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written; a second signal stops at once.
+    """
+    if recipe.training.num_threads:
+        torch.set_num_threads(recipe.training.num_threads)
+    run = _begin(recipe, run_folder, resume)
+    status = "FAILED"
+    try:
+        with _signals() as stop, Progress(recipe.name, run.num_steps, run.step, run.tokens_per_step) as progress:
+            forward = torch.compile(run.model) if recipe.training.compile else run.model
+            while run.step < run.num_steps and not (stop.is_set() and run.between_updates):
+                began = time.perf_counter()
+                window = run.streams.window(run.step)
+                if window.fresh.any():
+                    run.state = select_lanes(window.fresh.to(run.device), run.initial_state, run.state)
+                inputs, targets = window.inputs.to(run.device), window.targets.to(run.device)
+
+                run.model.train()
+                with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
+                    output = forward(inputs, run.state)
+                loss = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
+                every = update_every(recipe.training.update_every, run.step)
+                total = loss + sum(output.auxiliary_losses.values())
+                run.scaler.scale(total / every).backward()
+                run.state = output.state
+                run.meter.add({"loss_nats": loss, **output.auxiliary_losses})
+
+                run.step += 1
+                run.between_updates = run.step % every == 0
+                if run.between_updates:
+                    _update(run)
+                run.seconds += time.perf_counter() - began
+                if run.step % recipe.training.log_every_windows == 0:
+                    progress.show(run.step, _log(run))
+                if run.between_updates:
+                    _occasionally(run, stop.is_set())
+                progress.advance(run.step)
+        _occasionally(run, is_last=True)
+        if stop.is_set():
+            status = "KILLED"
+            raise KeyboardInterrupt
+        status = "FINISHED"
+    finally:
+        run.tracker.close(status)
+    return checkpoint.find(run_folder, "newest")
+
+
+@dataclass
+class _Meter:
+    """Sums of what is logged, kept on the device so that adding never waits for it."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.count for name, total in self.sums.items()}
+
+
+@dataclass
+class _Run:
+    """All that a run needs and changes."""
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    precision: torch.dtype
+    store: TokenStore
+    streams: Streams
+    model: TokenModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    initial_state: State
+    state: State
+    tracker: Tracker
+    step: int = 0
+    not_finite: int = 0
+    not_finite_in_a_row: int = 0
+    seconds: float = 0.0
+    between_updates: bool = True
+    gradient_norm: float = math.nan
+    meter: _Meter = field(default_factory=_Meter)
+    saved_at: int = -1
+    evaluated_at: int = -1
+    sampled_at: int = -1
+    validation_bits: float | None = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.recipe.training.batch_size * self.recipe.training.window_length
+
+    @property
+    def num_steps(self) -> int:
+        return math.ceil(self.recipe.training.max_tokens / self.tokens_per_step)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.step * self.tokens_per_step / self.seconds if self.seconds else None
+
+
+def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
+    """Return a run at its start or, resumed, where its newest checkpoint stands."""
+    loaded = _newest_checkpoint(folder, resume)
+    store = TokenStore.open(recipe.corpus.store)
+    store.verify(full=False)
+    if loaded is not None:
+        _check_same_run(recipe, store, loaded)
+    device = choose_device()
+    training = recipe.training
+    streams = Streams(
+        store,
+        "train",
+        num_lanes=training.batch_size,
+        window_length=training.window_length,
+        seed=recipe.seed,
+        reset_every_windows=training.reset_every_windows,
+        start_token=silence_token(store.bits),
+    )
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, store.vocabulary_size).to(device)
+    initial = model.initial_state(training.batch_size, device)
+    run = _Run(
+        recipe=recipe,
+        folder=folder,
+        device=device,
+        precision=getattr(torch, training.precision),
+        store=store,
+        streams=streams,
+        model=model,
+        optimizer=make_optimizer(model, recipe.optimizer),
+        scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "float16"),
+        initial_state=initial,
+        state=initial,
+        tracker=Tracker(
+            folder,
+            experiment=recipe.tracking.experiment,
+            run_name=recipe.name,
+            uri=recipe.tracking.uri,
+            enabled=recipe.tracking.enabled,
+            resume_step=(loaded.manifest.step if loaded else 0) if resume else None,
+        ),
+    )
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    if loaded is not None:
+        _restore(run, loaded)
+    _describe(run)
+    return run
+
+
+def _newest_checkpoint(folder: Path, resume: bool) -> checkpoint.Checkpoint | None:
+    has_checkpoints = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step-*"))
+    if not resume:
+        if has_checkpoints:
+            raise InputError(f"--run-dir {str(folder)!r} already holds a run; add --resume or name another folder.")
+        return None
+    if not folder.is_dir():
+        raise MissingError(f"--run-dir {str(folder)!r} is not there, so nothing can be resumed; leave out --resume.")
+    return checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
+
+
+def _check_same_run(recipe: Recipe, store: TokenStore, loaded: checkpoint.Checkpoint) -> None:
+    old, new = (_flat(one.model_dump()) for one in (parse_recipe(loaded.recipe, name=str(loaded.path)), recipe))
+    for key in sorted(old | new):
+        if old.get(key) != new.get(key) and not any(key == may or key.startswith(f"{may}.") for may in RESUME_MAY_CHANGE):
+            raise InputError(
+                f"{key}={new.get(key)!r} was {old.get(key)!r} in {loaded.path}; a resumed run must not change it."
+            )
+    if store.digest != loaded.manifest.store_digest:
+        raise InputError(
+            f"corpus.store={str(store.path)!r} is not the store that {loaded.path} was trained on; name that one."
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"section.key": value} of nested dictionaries with text keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and all(isinstance(inner, str) for inner in value):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
+    assert loaded.training is not None and loaded.state is not None
+    training = loaded.training
+    try:
+        run.model.load_state_dict(loaded.weights)
+        run.optimizer.load_state_dict(training["optimizer"])
+        run.scaler.load_state_dict(training["scaler"])
+        torch.set_rng_state(training["random_cpu"])
+        if training["random_cuda"] is not None and run.device.type == "cuda":
+            torch.cuda.set_rng_state(training["random_cuda"])
+        run.meter.sums = {name: value.to(run.device) for name, value in training["meter_sums"].items()}
+        run.meter.count = training["meter_count"]
+        run.not_finite, run.seconds = training["not_finite"], training["seconds"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise DamagedError(f"{loaded.path}: does not fit its own recipe: {str(error)[:200]}") from error
+    run.state = {name: tensor.to(run.device) for name, tensor in loaded.state.items()}
+    run.step = run.saved_at = loaded.manifest.step
+    run.validation_bits = loaded.manifest.validation_bits_per_sample
+    if run.validation_bits is not None:
+        run.evaluated_at = run.step
+    logger.info("resumed from %s at step %d", loaded.path, run.step)
+
+
+def _describe(run: _Run) -> None:
+    """Tell the tracker what this run is."""
+    run.tracker.log_parameters(
+        _flat(run.recipe.model_dump()) | {"parameters": num_parameters(run.model), "device": run.device.type}
+    )
+    run.tracker.set_tags({"commit": commit() or "unknown", "version": __version__})
+    run.tracker.log_dataset(run.store.path.name, run.store.digest, str(run.store.path))
+    run.tracker.log_artifact(run.folder / "recipe.yaml")
+
+
+def _update(run: _Run) -> None:
+    """Clip and step; where a gradient is not finite, leave the parameters and reset the lanes that it came from."""
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.training.gradient_clip_norm)
+    run.gradient_norm = float(norm)
+    if math.isfinite(run.gradient_norm):
+        rate = learning_rate(run.recipe.optimizer, run.step - 1, run.num_steps)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.scaler.step(run.optimizer)
+        run.not_finite_in_a_row = 0
+    else:
+        run.not_finite += 1
+        run.not_finite_in_a_row += 1
+        finite = torch.stack([tensor.isfinite().flatten(1).all(dim=1) for tensor in run.state.values()]).all(dim=0)
+        run.state = select_lanes(finite, run.state, run.initial_state)
+        run.meter = _Meter()
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.not_finite_in_a_row >= run.recipe.training.max_not_finite:
+        names = ", ".join(sorted(set(run.streams.recordings_at(run.step - 1))))
+        raise NotFiniteError(
+            f"loss or gradient not finite in {run.not_finite_in_a_row} updates in a row, last at step {run.step - 1} "
+            f"on recordings {names[:300]}; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate} or use "
+            "training.precision=bfloat16. The last checkpoint is intact."
+        )
+
+
+def _log(run: _Run) -> dict[str, float | None]:
+    """Record the means since the last log and return them."""
+    means = run.meter.means() if run.meter.count else {}
+    run.meter = _Meter()
+    nats = means.pop("loss_nats", None)
+    metrics: dict[str, float | None] = {
+        "training_bits_per_sample": None if nats is None else nats / math.log(2),
+        **means,
+        "gradient_norm": run.gradient_norm,
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "tokens_per_second": run.tokens_per_second,
+        "updates_not_finite": float(run.not_finite),
+    }
+    run.tracker.log_metrics(metrics, step=run.step, tokens=run.step * run.tokens_per_step)
+    return metrics
+
+
+def _occasionally(run: _Run, is_last: bool) -> None:
+    """Validate, make audio samples and write a checkpoint, each when its time has come, all at the end."""
+    training = run.recipe.training
+
+    def due(every: int, done_at: int) -> bool:
+        return run.step > max(done_at, 0) and (is_last or run.step // every > max(done_at, 0) // every)
+
+    if due(training.evaluate_every_windows, run.evaluated_at):
+        run.evaluated_at = run.step
+        run.validation_bits = _validate(run)
+    if training.sample_every_windows and due(training.sample_every_windows, run.sampled_at):
+        run.sampled_at = run.step
+        _sample(run)
+    if due(training.checkpoint_every_windows, run.saved_at):
+        run.saved_at = run.step
+        _save(run)
+
+
+def _validate(run: _Run) -> float:
+    evaluation = run.recipe.evaluation
+    result = likelihood(
+        run.model,
+        run.store,
+        "validation",
+        choose_recordings(run.store, "validation", evaluation.max_validation_tokens),
+        start_token=silence_token(run.store.bits),
+        batch_size=evaluation.batch_size,
+        window_length=evaluation.window_length,
+        cold_start_samples=evaluation.cold_start_samples,
+        device=run.device,
+        precision=run.precision,
+    )
+    metrics = {
+        "validation_bits_per_sample": result.bits_per_sample,
+        "validation_cold_start_bits_per_sample": result.cold_start_bits_per_sample,
+        "validation_tokens_per_second": result.tokens_per_second,
+    }
+    run.tracker.log_metrics(metrics, step=run.step, tokens=run.step * run.tokens_per_step)
+    logger.info("step %d: validation %.4f bits per sample", run.step, result.bits_per_sample)
+    return result.bits_per_sample
+
+
+def _sample(run: _Run) -> None:
+    sampling = run.recipe.sampling
+    written = write_samples(
+        run.model,
+        run.folder / "samples",
+        stem=f"step-{run.step:08d}",
+        sample_rate_hz=run.store.sample_rate_hz,
+        bits=run.store.bits,
+        num_waveforms=sampling.num_samples,
+        seconds=sampling.seconds,
+        temperature=sampling.temperature,
+        seed=run.recipe.seed,
+        device=run.device,
+        about={"recipe": run.recipe.name, "step": run.step},
+        overwrite=True,
+        spectrograms=True,
+    )
+    for sample in written:
+        for path in (sample.path, sample.spectrogram):
+            if path is not None:
+                run.tracker.log_artifact(path, "samples")
+
+
+def _save(run: _Run) -> None:
+    path = checkpoint.save(
+        run.folder / "checkpoints",
+        step=run.step,
+        weights=run.model.state_dict(),
+        state=run.state,
+        training={
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "random_cpu": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if run.device.type == "cuda" else None,
+            "meter_sums": run.meter.sums,
+            "meter_count": run.meter.count,
+            "not_finite": run.not_finite,
+            "seconds": run.seconds,
+        },
+        recipe=run.recipe.to_yaml(),
+        manifest={
+            "tokens": run.step * run.tokens_per_step,
+            "metrics": {
+                "validation_bits_per_sample": run.validation_bits if run.evaluated_at == run.step else None,
+                "training_tokens_per_second": run.tokens_per_second,
+            },
+            "model": {
+                "kind": run.recipe.model.kind,
+                "parameters": num_parameters(run.model),
+                "vocabulary_size": run.store.vocabulary_size,
+                "bits": run.store.bits,
+                "sample_rate_hz": run.store.sample_rate_hz,
+            },
+            "store_digest": run.store.digest,
+            "commit": commit(),
+            "version": __version__,
+        },
+    )
+    logger.info("step %d: wrote %s", run.step, path)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set an event at the first SIGINT or SIGTERM; the second has its usual effect."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each, handler in old.items():
+            signal.signal(each, handler)
+        logger.warning("stopping after this window and a checkpoint; signal again to stop at once")
+
+    for number in old:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

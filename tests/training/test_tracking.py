@@ -1,0 +1,296 @@
+"""The local record is always complete, mlflow follows it without doubles, and no server can hold up training."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audio_ct.errors import AudioCTError, InputError
+from audio_ct.training import tracking
+from audio_ct.training.tracking import Tracker
+
+ABSENT_SERVER = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _quiet_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(tmp_path)
+
+
+def start(run_folder: Path, uri: str | None = None, **options: Any) -> Tracker:
+    return Tracker(run_folder, experiment="speech", run_name="wavenet", uri=uri, **options)
+
+
+def record(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / tracking.METRICS_FILE).read_text().splitlines()]
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [entry.getMessage() for entry in caplog.records if entry.name == "audio_ct"]
+
+
+def test_without_tracking_the_record_is_kept_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tracker = start(run, enabled=False)
+    before = time.time()
+    tracker.log_parameters({"learning_rate": 3e-4})
+    tracker.log_metrics({"training_bits_per_sample": 7.5, "validation_bits_per_sample": None}, step=1, tokens=512)
+    tracker.log_metrics({"training_bits_per_sample": float("nan")}, step=2, tokens=1024)
+    tracker.close()
+    tracker.close()
+    first, second = record(run)
+    assert abs(first.pop("time") - before) < 5
+    assert first == {"step": 1, "tokens": 512, "training_bits_per_sample": 7.5, "validation_bits_per_sample": None}
+    assert second["training_bits_per_sample"] is None
+    assert [entry.name for entry in run.iterdir()] == [tracking.METRICS_FILE]
+
+
+def test_importing_does_not_load_mlflow() -> None:
+    program = "import sys, audio_ct.training.tracking; sys.exit('mlflow' in sys.modules)"
+    root = Path(tracking.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+def test_a_record_is_not_continued_by_accident(tmp_path: Path) -> None:
+    tracker = start(tmp_path, enabled=False)
+    tracker.log_metrics({"a": 1.0}, step=1, tokens=1)
+    tracker.close()
+    with pytest.raises(InputError, match="already exists"):
+        start(tmp_path, enabled=False)
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AudioCTError, match="opening the record failed"):
+        start(tmp_path / "file" / "run", enabled=False)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 3, "tok', b'{"step": 3, "tokens": 3}', b"\0\0\0\n"])
+def test_resuming_cuts_the_record_after_the_checkpoint(tmp_path: Path, torn: bytes) -> None:
+    tracker = start(tmp_path, enabled=False)
+    for step in range(1, 11):
+        tracker.log_metrics({"a": float(step)}, step=step, tokens=step)
+    tracker.close()
+    path = tmp_path / tracking.METRICS_FILE
+    kept = path.read_bytes().splitlines(keepends=True)[:4]
+    path.write_bytes(path.read_bytes() + torn)
+    tracker = start(tmp_path, enabled=False, resume_step=4)
+    assert path.read_bytes() == b"".join(kept)
+    tracker.log_metrics({"a": 5.0}, step=5, tokens=5)
+    tracker.close()
+    assert [line["step"] for line in record(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [entry.name for entry in tmp_path.iterdir()] == [tracking.METRICS_FILE]
+
+
+def test_a_full_disk_is_one_warning_and_the_record_is_completed_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = start(tmp_path, enabled=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for step in range(10):
+            tracker.log_metrics({"a": 1.0}, step=step, tokens=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    tracker.log_metrics({"a": 1.0}, step=10, tokens=10)
+    tracker.close()
+    assert [line["step"] for line in record(tmp_path)] == list(range(11))
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_an_absent_server_costs_nothing_but_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start_time = time.monotonic()
+    tracker = start(tmp_path, uri="http://user:secret@127.0.0.1:9")
+    tracker.log_parameters({"a": 1})
+    for step in range(200):
+        tracker.log_metrics({"a": 1.0}, step=step, tokens=step)
+        tracker.set_tags({"commit": "abc"})
+    logging_seconds = time.monotonic() - start_time
+    tracker.close(timeout_seconds=20)
+    assert logging_seconds < 2
+    assert time.monotonic() - start_time < 20
+    assert [line["step"] for line in record(tmp_path)] == list(range(200))
+    (message,) = warnings_of(caplog)
+    assert "127.0.0.1:9" in message
+    assert "secret" not in message
+    assert "\n" not in message
+
+
+def test_a_server_that_never_answers_cannot_hold_up_closing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tracker = start(tmp_path, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        server.settimeout(15)
+        connection, _ = server.accept()  # the thread now waits for an answer
+        with connection:
+            tracker.log_metrics({"a": 1.0}, step=1, tokens=1)
+            start_time = time.monotonic()
+            tracker.close(timeout_seconds=0.5)
+            assert time.monotonic() - start_time < 2
+        assert len(record(tmp_path)) == 1
+        assert len(warnings_of(caplog)) == 1
+    # Its connection is gone, so the thread ends; waiting here keeps it out of the next test.
+    assert tracker._sender is not None
+    tracker._sender._thread.join(15)
+    assert len(warnings_of(caplog)) == 1
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A server that answers everything with 500."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    def do_POST(self) -> None:
+        self.send_error(500)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_failing_server_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
+    with HTTPServer(("127.0.0.1", 0), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        tracker = start(tmp_path, uri=f"http://127.0.0.1:{server.server_port}")
+        for step in range(20):
+            tracker.log_metrics({"a": 1.0}, step=step, tokens=step)
+            time.sleep(0.02)
+        tracker.close()
+        server.shutdown()
+        thread.join()
+    assert len(record(tmp_path)) == 20
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_store_that_comes_back_gets_what_it_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "MAX_RETRY_SECONDS", 0.05)
+    send, failures, is_back = tracking._Sender._send_lines, iter([False, True, True]), threading.Event()
+
+    def sometimes(sender: Any, client: Any) -> bool:
+        if next(failures, False):
+            raise ConnectionError("gone")
+        has_read = send(sender, client)
+        if not has_read:
+            is_back.set()
+        return has_read
+
+    monkeypatch.setattr(tracking._Sender, "_send_lines", sometimes)
+    tracker = start(tmp_path / "run")
+    for step in range(1, 1001):
+        tracker.log_metrics({"bits": 1.0, "other": 2.0}, step=step, tokens=step)
+    assert is_back.wait(30)
+    tracker.close()
+    assert len(warnings_of(caplog)) == 1
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = json.loads((tmp_path / "run" / tracking.TRACKING_FILE).read_text())["run_id"]
+    assert sorted(point.step for point in client.get_metric_history(run_id, "other")) == list(range(1, 1001))
+
+
+def test_calls_that_no_server_takes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "MAX_QUEUED_CALLS", 3)
+    tracker = start(tmp_path, uri=ABSENT_SERVER)
+    for _ in range(10):
+        tracker.set_tags({"a": 1})
+    assert tracker._sender is not None
+    assert len(tracker._sender._calls) == 3
+    tracker.close()
+
+
+def test_mlflow_holds_the_run_once_however_often_it_is_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "runs" / "one"
+    note = tmp_path / "note.txt"
+    note.write_text("heard")
+
+    # The first process never reaches a server; its lines are sent by the second.
+    tracker = start(run, uri=ABSENT_SERVER)
+    for step in range(1, 4):
+        tracker.log_metrics({"bits": step + 0.5}, step=step, tokens=10 * step)
+    tracker.close("KILLED")
+    assert len(warnings_of(caplog)) == 1
+    caplog.clear()
+
+    tracker = start(run, resume_step=3)
+    tracker.log_parameters({"learning_rate": 3e-4, "kind": "wavenet", "num_layers": 10})
+    tracker.set_tags({"commit": "abc", "dirty": False})
+    tracker.log_dataset("demo", "ab" * 32, "/corpora/demo")
+    tracker.log_artifact(note, "notes")
+    tracker.log_artifact(tmp_path / "gone.txt")
+    for step in range(4, 11):
+        tracker.log_metrics({"bits": step + 0.5, "missing": None}, step=step, tokens=10 * step)
+    tracker.log_metrics({"validation_bits": 2.0}, step=10, tokens=100)
+    tracker.close()
+    assert len(warnings_of(caplog)) == 1, "a file that is gone is said once and holds up nothing"
+    caplog.clear()
+
+    # Back to step 8: 9 and 10 are computed again, 11 is new.
+    tracker = start(run, resume_step=8)
+    tracker.log_parameters({"learning_rate": 3e-4, "kind": "wavenet", "num_layers": 1})
+    for step in range(9, 12):
+        tracker.log_metrics({"bits": step + 0.5}, step=step, tokens=10 * step)
+    tracker.log_metrics({"validation_bits": 1.5}, step=11, tokens=110)
+    tracker.close()
+    assert warnings_of(caplog) == []
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("speech")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == "wavenet"
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"learning_rate": "0.0003", "kind": "wavenet", "num_layers": "10"}
+    assert found.data.tags["commit"] == "abc"
+    assert found.data.tags["dirty"] == "False"
+    assert found.data.tags["resumed.num_layers"] == "1"
+    assert "resumed.kind" not in found.data.tags
+
+    points = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, "bits")]
+    assert sorted(points) == [(step, step + 0.5) for step in range(1, 12)]
+    points = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, "validation_bits")]
+    assert sorted(points) == [(10, 2.0), (11, 1.5)]
+    assert "missing" not in found.data.metrics
+    assert found.data.metrics["system/system_memory_usage_megabytes"] > 0
+
+    assert found.inputs is not None
+    (dataset,) = [given.dataset for given in found.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest) == ("demo", ("ab" * 32)[:36])
+    assert json.loads(dataset.source) == {"uri": "/corpora/demo", "sha256": "ab" * 32}
+    assert [file.path for file in client.list_artifacts(found.info.run_id, "notes")] == ["notes/note.txt"]
+    assert found.info.artifact_uri is not None
+    assert str(run.parent / "mlartifacts") in found.info.artifact_uri
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["note.txt", "runs"], "nothing in the working folder"
+
+    # A store made anew gets the whole record.
+    (run.parent / "mlflow.db").rename(tmp_path / "old.db")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    tracker = start(run, uri=other, resume_step=11)
+    tracker.close()
+    client = MlflowClient(other)
+    experiment = client.get_experiment_by_name("speech")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert sorted(point.step for point in client.get_metric_history(found.info.run_id, "bits")) == list(range(1, 12))
