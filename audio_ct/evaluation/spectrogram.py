@@ -7,13 +7,13 @@ import librosa
 import numpy as np
 from matplotlib.image import imsave
 
-NUM_MEL_BANDS = 96
+NUM_MEL_BANDS = 128
 COLOUR_MAP = "magma"
 COLOUR_RANGE_DB = 80.0
 
 
 def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Return the mel power spectrogram in dB of full scale [96 bands, frames], some 160 frames a second.
+    """Return the mel power spectrogram in dB of full scale [128 bands, frames], some 160 frames a second.
 
     Args:
         waveform: [samples], finite; may be shorter than a frame.

@@ -37,9 +37,7 @@ class RelativeAttention(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(num_heads, 1, d_head))
         self.position = nn.Parameter(torch.randn(num_heads, d_head, self.num_sinusoids) * d_model**-0.5)
 
-    def queries(
-        self, h: Float[Tensor, "b t m"], rotation: Float[Tensor, "2 t half"]
-    ) -> Float[Tensor, "b h t e"]:
+    def queries(self, h: Float[Tensor, "b t m"], rotation: Float[Tensor, "2 t half"]) -> Float[Tensor, "b h t e"]:
         """Return scaled queries [q + u ; rotated W_r^T (q + v)] of inputs whose positions gave `rotation`."""
         q_BHTD = self._heads(self.query(h))
         content_BHTD = q_BHTD + self.content_bias
@@ -85,9 +83,7 @@ def attend_by_content(
     """
     query = F.linear(h.detach(), attention.query.weight.detach())
     key, value = F.linear(context, attention.key_value.weight.detach()).chunk(2, dim=-1)
-    q_BHTD, k_BHSD, v_BHSD = (
-        rearrange(x, "b t (h d) -> b h t d", h=attention.num_heads) for x in (query, key, value)
-    )
+    q_BHTD, k_BHSD, v_BHSD = (rearrange(x, "b t (h d) -> b h t d", h=attention.num_heads) for x in (query, key, value))
     return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD)
 
 

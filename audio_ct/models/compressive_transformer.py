@@ -76,10 +76,10 @@ class CompressiveTransformer(TokenModel):
         self.memory_length = memory_length
         self.compressed_memory_length = compressed_memory_length
         self.embedding = nn.Embedding(vocabulary_size, d_model)
-        self.front = nn.ModuleList(
+        self.front: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
             GatedConvolution(d_model, skip_channels=0, width=2, dilation=dilation) for dilation in front_dilations
         )
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
             CompressiveLayer(
                 d_model=d_model,
                 num_heads=num_heads,

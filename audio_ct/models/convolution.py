@@ -77,4 +77,3 @@ class ShortConvolution(nn.Module):
         """Return (x plus its convolution, the queue after the window)."""
         delayed, queue = taps(x, queue, self.width)
         return x + sum((tap * weight for tap, weight in zip(delayed, self.weight, strict=True)), x.new_zeros(())), queue
-

@@ -60,9 +60,7 @@ class TokenModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(
-        self, tokens: Int[Tensor, " batch"], state: State
-    ) -> tuple[Float[Tensor, "batch vocabulary"], State]:
+    def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
         """Read one token of every lane; the same numbers as `forward`, to rounding.
 
         Args:
@@ -81,9 +79,7 @@ def num_parameters(module: nn.Module) -> int:
 
 def select_lanes(lanes: Bool[Tensor, " batch"], chosen: State, other: State) -> State:
     """Return a state with `chosen`'s tensors in the lanes that are marked and `other`'s in the rest."""
-    return {
-        name: torch.where(lanes.view(-1, *[1] * (old.dim() - 1)), chosen[name], old) for name, old in other.items()
-    }
+    return {name: torch.where(lanes.view(-1, *[1] * (old.dim() - 1)), chosen[name], old) for name, old in other.items()}
 
 
 def consume(

@@ -3,6 +3,8 @@
 Source: van den Oord et al. 2016, 1609.03499; the queues are Paine et al. 2016, 1611.09482.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class WaveNet(TokenModel):
         self.segment_length = 1
         self.residual_channels = residual_channels
         self.embedding = nn.Embedding(vocabulary_size, residual_channels)
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
             GatedConvolution(residual_channels, skip_channels=skip_channels, width=width, dilation=2**power)
             for _ in range(num_stacks)
             for power in range(layers_per_stack)
@@ -67,7 +69,7 @@ class WaveNet(TokenModel):
         """Read a window of any length (see the base class)."""
         h = self.embedding(tokens)
         new_state = {}
-        skips: Tensor | float = 0.0
+        skips = h.new_zeros(())
         for i, layer in enumerate(self.layers):
             h, skip, queue = layer(h, state[f"queue.{i}"].to(h.dtype))
             skips = skips + skip

@@ -50,9 +50,7 @@ def filtered_probabilities(
     return probabilities
 
 
-def draw(
-    probabilities: Float[Tensor, "batch vocabulary"], uniform: Float[Tensor, " batch"]
-) -> Int[Tensor, " batch"]:
+def draw(probabilities: Float[Tensor, "batch vocabulary"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
     """Return the token at which each row's cumulated probability passes its uniform number in [0, 1).
 
     Rows need not sum to 1.

@@ -231,7 +231,9 @@ def _newest_checkpoint(folder: Path, resume: bool) -> checkpoint.Checkpoint | No
 def _check_same_run(recipe: Recipe, store: TokenStore, loaded: checkpoint.Checkpoint) -> None:
     old, new = (_flat(one.model_dump()) for one in (parse_recipe(loaded.recipe, name=str(loaded.path)), recipe))
     for key in sorted(old | new):
-        if old.get(key) != new.get(key) and not any(key == may or key.startswith(f"{may}.") for may in RESUME_MAY_CHANGE):
+        if old.get(key) != new.get(key) and not any(
+            key == may or key.startswith(f"{may}.") for may in RESUME_MAY_CHANGE
+        ):
             raise InputError(
                 f"{key}={new.get(key)!r} was {old.get(key)!r} in {loaded.path}; a resumed run must not change it."
             )
@@ -253,7 +255,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
-    assert loaded.training is not None and loaded.state is not None
+    assert loaded.training is not None
+    assert loaded.state is not None
     training = loaded.training
     try:
         run.model.load_state_dict(loaded.weights)

@@ -11,7 +11,8 @@ from audio_ct.recipe import OptimizerRecipe
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
     """Return AdamW; weight decay falls on matrices only, not on biases, norms and embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decayed if parameter.dim() >= 2 and id(parameter) not in embeddings else plain).append(parameter)
     groups = [

@@ -1,0 +1,1 @@
+"""Waveforms: mu-law coding, and audio files read and written in blocks."""

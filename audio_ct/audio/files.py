@@ -1,0 +1,287 @@
+"""Audio files: whatever libsndfile reads, decoded in blocks, resampled and mixed to mono in bounded memory."""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from audio_ct.errors import InputError, MissingError
+
+MINIMUM_RATE_HZ = 4_000
+MAXIMUM_RATE_HZ = 768_000
+# Float files may overshoot full scale a little; integers stored as floats reach thousands and would only clip.
+MAXIMUM_AMPLITUDE = 8.0
+# Bounds a block whatever rate and channel count a header claims: 16 MiB of float32.
+MAXIMUM_BLOCK_VALUES = 1 << 22
+# libsndfile gives 2**63 - 1 frames where the header names no length, as in FLAC that was streamed or interrupted.
+UNKNOWN_FRAMES = 1 << 62
+# An MPEG header's length may count a packet of padding that the decoder drops.
+MPEG_SLACK_FRAMES = 1152
+# Writers that cannot know a size put the largest into the header: 0x7FFFF000, 0xFFFFFFFF and others of this pattern.
+STREAMED_SIZE_BYTES = 0x7FFF_0000
+_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+
+Samples = npt.NDArray[np.float32]
+
+
+class RejectedAudioError(InputError):
+    """An audio file that cannot be used; `reason` is a short category for counting."""
+
+    def __init__(self, message: str, reason: str = "unreadable") -> None:
+        """Keep the one-line message and its category."""
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an audio file's header says; `num_samples` is per channel, None where the header does not say."""
+
+    path: Path
+    sample_rate_hz: int
+    num_channels: int
+    num_samples: int | None
+    format: str
+    subtype: str
+
+
+def probe(path: str | os.PathLike[str]) -> AudioInfo:
+    """Return what the header of an audio file says, without decoding it.
+
+    Args:
+        path: An audio file of any format that libsndfile reads.
+
+    Returns:
+        Rate, channels, length and format as the header claims them.
+
+    Raises:
+        MissingError: If there is no such file.
+        RejectedAudioError: If it is not a regular file, empty, unreadable, truncated, or of an absurd sample rate.
+    """
+    with _open(path) as file:
+        return AudioInfo(
+            path=Path(path),
+            sample_rate_hz=file.samplerate,
+            num_channels=file.channels,
+            num_samples=file.frames if file.frames < UNKNOWN_FRAMES else None,
+            format=file.format,
+            subtype=file.subtype,
+        )
+
+
+def decode_blocks(path: str | os.PathLike[str], block_seconds: float = 10.0) -> Iterator[Samples]:
+    """Yield a file's samples at its own rate, mixed to mono by the channels' mean.
+
+    Args:
+        path: An audio file of any format that libsndfile reads.
+        block_seconds: Length of a block; shorter where rate times channels would make it exceed 16 MiB.
+
+    Yields:
+        float32 blocks, one-dimensional, not clamped.
+
+    Raises:
+        MissingError: If there is no such file.
+        RejectedAudioError: As `probe` does, and if samples are not finite or far beyond full scale, or if fewer samples
+            come out than the header promises; the last only once all blocks have been yielded.
+    """
+    with _open(path) as file:
+        frames_per_block = max(1, min(round(block_seconds * file.samplerate), MAXIMUM_BLOCK_VALUES // file.channels))
+        num_decoded = 0
+        while True:
+            try:
+                block = file.read(frames_per_block, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise _rejected(path, "unreadable", f"decoding fails: {error.error_string.strip()}") from error
+            if not len(block):
+                break
+            num_decoded += len(block)
+            if not np.isfinite(block).all():
+                raise _rejected(path, "non-finite", "holds NaN or infinite samples")
+            if (amplitude := float(np.abs(block).max())) > MAXIMUM_AMPLITUDE:
+                raise _rejected(path, "amplitude", f"reaches {amplitude:.4g}; full scale is 1.0: scale it down")
+            yield block[:, 0].copy() if file.channels == 1 else block.mean(axis=1)
+        if not num_decoded:
+            raise _rejected(path, "empty", "holds no samples")
+        slack = MPEG_SLACK_FRAMES if "MPEG" in file.subtype else 0
+        if num_decoded + slack < file.frames < UNKNOWN_FRAMES:
+            raise _rejected(path, "truncated", f"{num_decoded} of {file.frames} samples decode; get a whole copy")
+
+
+def resample_blocks(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
+    """Yield the stream of blocks at another rate, equal to resampling it in one piece.
+
+    Args:
+        blocks: Mono float32 blocks.
+        from_hz: Their sample rate.
+        to_hz: The sample rate wanted; equal rates pass blocks through untouched.
+
+    Yields:
+        float32 blocks; those that the filter still holds back are left out, not yielded empty.
+    """
+    if from_hz == to_hz:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        if len(resampled := stream.resample_chunk(block)):
+            yield resampled
+    if len(tail := stream.resample_chunk(np.zeros(0, np.float32), last=True)):
+        yield tail
+
+
+def read_blocks(
+    path: str | os.PathLike[str], sample_rate_hz: int = 24_000, block_seconds: float = 10.0
+) -> Iterator[Samples]:
+    """Yield a file as mono blocks at the wanted rate, in memory that does not grow with the file.
+
+    Args:
+        path: An audio file of any format that libsndfile reads.
+        sample_rate_hz: The rate wanted.
+        block_seconds: About the length of a block.
+
+    Yields:
+        float32 blocks, one-dimensional, not clamped: resampling may overshoot full scale.
+
+    Raises:
+        MissingError: If there is no such file.
+        RejectedAudioError: As `decode_blocks` does.
+    """
+    yield from resample_blocks(decode_blocks(path, block_seconds), probe(path).sample_rate_hz, sample_rate_hz)
+
+
+def read(path: str | os.PathLike[str], sample_rate_hz: int = 24_000) -> Samples:
+    """Return a whole file as one mono waveform at the wanted rate.
+
+    Args:
+        path: An audio file of any format that libsndfile reads.
+        sample_rate_hz: The rate wanted.
+
+    Returns:
+        float32 samples [time], not clamped.
+
+    Raises:
+        MissingError: If there is no such file.
+        RejectedAudioError: As `decode_blocks` does.
+    """
+    return np.concatenate(list(read_blocks(path, sample_rate_hz)))
+
+
+class AudioWriter:
+    """Writes mono audio as it is made, playable up to the last write when interrupted.
+
+    Of a process that is killed, WAV and FLAC stay readable to the last block, OGG and MP3 to the last page that
+    libsndfile passed on; AIFF and CAF name their length only when closed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate_hz: int, *, overwrite: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: The file to write; its suffix names the format (.wav, .flac, .ogg, .mp3, ...).
+            sample_rate_hz: Rate of what will be written.
+            overwrite: Replace a file that exists.
+
+        Raises:
+            InputError: If the suffix is unknown, the format does not take this rate, the file exists, or the folder
+                cannot be written.
+        """
+        self.path = Path(path)
+        self.sample_rate_hz = sample_rate_hz
+        name = str(self.path)
+        container = {"OPUS": "OGG", "OGA": "OGG", "AIF": "AIFF"}.get(suffix := self.path.suffix[1:].upper(), suffix)
+        if container not in soundfile.available_formats() or container == "RAW":
+            raise InputError(f"{name!r}: suffix {self.path.suffix!r} names no audio format; use .wav, .flac or .ogg.")
+        if self.path.exists() and not overwrite:
+            raise InputError(f"{name!r} exists already; choose another name or ask to overwrite.")
+        subtype = "OPUS" if suffix == "OPUS" else None
+        try:
+            self._file = soundfile.SoundFile(name, "w", sample_rate_hz, 1, subtype=subtype, format=container)
+        except (soundfile.LibsndfileError, ValueError) as error:
+            detail = error.error_string.strip() if isinstance(error, soundfile.LibsndfileError) else str(error)
+            raise InputError(f"{name!r} cannot be written at {sample_rate_hz} Hz: {detail}") from error
+
+    def write(self, waveform: npt.NDArray[np.floating]) -> None:
+        """Append samples and hand them to the operating system.
+
+        Args:
+            waveform: float samples [time]; clamped to [-1, 1].
+
+        Raises:
+            InputError: If the waveform is not one-dimensional or not finite, or if the disk takes no more.
+        """
+        if waveform.ndim != 1 or not np.isfinite(waveform).all():
+            raise InputError(f"waveform of shape {waveform.shape} must be [time] and finite to be written.")
+        try:
+            self._file.write(np.clip(waveform, -1.0, 1.0).astype(np.float32))
+            self._file.flush()
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            # soundfile states a short write, as on a full disk, by a bare assertion.
+            raise InputError(
+                f"{str(self.path)!r}: writing stopped; is the disk full? What was written stays."
+            ) from error
+
+    def close(self) -> None:
+        """Complete the header and close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """Return the open writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file, whatever happened."""
+        self.close()
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """Open a regular audio file by descriptor: a FIFO would hang libsndfile, odd names would confuse it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise MissingError(f"{os.fspath(path)!r} is not there; check the name.") from error
+    except (OSError, ValueError) as error:
+        raise _rejected(path, "unreadable", f"cannot be opened: {error.__class__.__name__}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _rejected(path, "not a regular file", "is a folder, FIFO or device; only regular files are read")
+        if not status.st_size:
+            raise _rejected(path, "empty", "has zero bytes")
+        try:
+            file = soundfile.SoundFile(descriptor, closefd=False)
+        except soundfile.LibsndfileError as error:
+            raise _rejected(
+                path, "unreadable", f"is no audio that can be read: {error.error_string.strip()}"
+            ) from error
+        # soundfile seeks after every read where it can: that costs an MP3 decoder its bit reservoir, audibly, at every
+        # block's start, and fails in FLAC of unknown length.
+        file.seekable = lambda: False
+        with file:
+            if not MINIMUM_RATE_HZ <= file.samplerate <= MAXIMUM_RATE_HZ:
+                rule = f"has sample rate {file.samplerate} Hz; {MINIMUM_RATE_HZ} to {MAXIMUM_RATE_HZ} Hz can be speech"
+                raise _rejected(path, "absurd rate", rule)
+            # libsndfile shortens the length to what is there and leaves the header's claim in its log only.
+            for claimed, actual in _SHORT_CHUNK.findall(file.extra_info):
+                streamed = int(claimed) < 1 << 32 and int(claimed) & STREAMED_SIZE_BYTES == STREAMED_SIZE_BYTES
+                if int(claimed) > int(actual) + 1 and not streamed:
+                    raise _rejected(path, "truncated", f"has {actual} of {claimed} bytes of audio; get a whole copy")
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def _rejected(path: str | os.PathLike[str], reason: str, detail: str) -> RejectedAudioError:
+    return RejectedAudioError(f"{os.fspath(path)!r} {detail.rstrip('.')}.", reason)

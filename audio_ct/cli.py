@@ -1,0 +1,274 @@
+"""The command line. Heavy imports happen inside commands, so that --help is instant."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from audio_ct.errors import AudioCTError, InputError, MissingError
+
+app = typer.Typer(
+    help="Model raw speech sample by sample: prepare recordings, train, sample, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prep = typer.Typer(help="Turn recordings into a token store.", no_args_is_help=True)
+app.add_typer(prep, name="prep")
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
+StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit status 2, with --debug a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("audio_ct").setLevel(logging.INFO)
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="audio-ct")
+    except AudioCTError as error:
+        if debug:
+            raise
+        sys.exit(_refuse(str(error)))
+    except OSError as error:
+        if debug:
+            raise
+        sys.exit(_refuse(f"{error.filename or 'file system'}: {error.strerror or error}; see --debug for where."))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _refuse(message: str) -> int:
+    for line in message.splitlines():
+        print(f"audio-ct: {line}", file=sys.stderr)
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from audio_ct import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Model raw speech sample by sample: prepare recordings, train, sample, compare."""
+
+
+def _prepare(corpus: str, source: Path | None, out: Path, **options: Any) -> None:
+    found = {point.name: point for point in entry_points(group="audio_ct.corpora")}
+    if corpus not in found:
+        raise MissingError(f"corpus {corpus!r} is not installed; install audio-ct as a package (pip install).")
+    prepare: Callable[..., dict[str, Any]] = found[corpus].load()
+    from data_prep.skeleton import PrepOptions
+
+    summary = prepare(source, out, options=PrepOptions(**options), progress=True)
+    print(json.dumps(summary, indent=1))
+    print(f"token store: {out}   report: {out / 'report.json'}, {out / 'report.png'}")
+
+
+Jobs = Annotated[int, typer.Option(help="Processes; does not change the result.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@prep.command("folder")
+def prep_folder(
+    source: Annotated[Path, typer.Argument(help="A folder of recordings, in any format that libsndfile reads.")],
+    out: Out,
+    jobs: Jobs = 2,
+    sample_rate_hz: Annotated[int, typer.Option(help="Recordings are resampled to it.")] = 24_000,
+    bits: Annotated[int, typer.Option(help="mu-law depth, 1 to 16.")] = 8,
+    validation_fraction: Annotated[float, typer.Option(help="Share of recordings.")] = 0.05,
+    test_fraction: Annotated[float, typer.Option(help="Share of recordings.")] = 0.05,
+    minimum_seconds: Annotated[float, typer.Option(help="Shorter recordings are rejected.")] = 0.1,
+    licence: Annotated[str | None, typer.Option(help="The sources' licence, kept in the store.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the recordings of each split.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prepare any folder of recordings; the folder above a recording names its speaker."""
+    _prepare(
+        "folder",
+        source,
+        out,
+        jobs=jobs,
+        sample_rate_hz=sample_rate_hz,
+        bits=bits,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        minimum_seconds=minimum_seconds,
+        licence=licence,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+@prep.command("demo")
+def prep_demo(
+    out: Out,
+    jobs: Jobs = 2,
+    seed: Annotated[int, typer.Option(help="Another seed, other speech.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prepare a few minutes of synthetic speech of several voices, made on this machine."""
+    _prepare("demo", None, out, jobs=jobs, seed=seed, overwrite=overwrite)
+
+
+@app.command()
+def corpus(
+    store: Annotated[Path, typer.Argument(help="A token store.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and check its SHA-256.")] = False,
+) -> None:
+    """Show what a token store holds."""
+    from audio_ct.tokens.store import TokenStore
+
+    opened = TokenStore.open(store)
+    opened.verify(full=verify)
+    for split in opened.splits:
+        seconds = opened.num_tokens(split) / opened.sample_rate_hz
+        print(f"{split}: {len(opened.recordings(split))} recordings, {seconds / 60:.1f} minutes")
+    print(f"{opened.sample_rate_hz} Hz, {opened.bits} bit mu-law, digest {opened.digest[:16]}")
+    print("every shard is what was written" if verify else "sizes are right; --verify reads every shard")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/demo/wavenet.yaml.")],
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Gets checkpoints, metrics and samples.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --run-dir.")] = False,
+) -> None:
+    """Train the model of a recipe. After SIGINT or SIGTERM a checkpoint is written; exit status 130."""
+    from audio_ct.recipe import load_recipe
+
+    checked = load_recipe(recipe, settings or [])
+    from audio_ct.training.loop import train as run_training
+
+    print(f"checkpoint: {run_training(checked, run_dir, resume=resume)}")
+
+
+@app.command()
+def sample(
+    checkpoint: CheckpointPath,
+    out: Out,
+    num: Annotated[int, typer.Option(help="Waveforms, made side by side.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Length of each, without the prompt.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first waveform; the next ones take the next numbers.")] = 0,
+    temperature: Annotated[float, typer.Option(help="1 is the model's own distribution.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="A recording to continue.")] = None,
+    prompt_seconds: Annotated[float | None, typer.Option(help="Only the prompt's beginning, so long.")] = None,
+    audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg, mp3, ...")] = "wav",
+    overwrite: Overwrite = False,
+) -> None:
+    """Make audio files from a checkpoint; the same seed gives the same bytes."""
+    from audio_ct.pretrained import choose_device, load
+    from audio_ct.sampling.filters import check_filters
+    from audio_ct.sampling.prompt import read_prompt
+    from audio_ct.sampling.writing import write_samples
+
+    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
+    device = choose_device()
+    model = load(checkpoint, device)
+    tokens = (
+        None if prompt is None else read_prompt(prompt, model.sample_rate_hz, model.bits, max_seconds=prompt_seconds)
+    )
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("sampling", total=round(seconds * model.sample_rate_hz))
+        written = write_samples(
+            model.model,
+            out,
+            stem=model.recipe.name,
+            sample_rate_hz=model.sample_rate_hz,
+            bits=model.bits,
+            num_waveforms=num,
+            seconds=seconds,
+            seed=seed,
+            prompt=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            device=device,
+            audio_format=audio_format,
+            about={"checkpoint": "/".join(model.path.parts[-3:]), "recipe": model.recipe.name},
+            overwrite=overwrite,
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
+    for one in written:
+        print(f"{one.path}" + "".join(f"   warning: {warning}" for warning in one.warnings))
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointPath,
+    split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
+    max_tokens: Annotated[int | None, typer.Option(help="Whole recordings up to about so many samples.")] = None,
+    cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
+    store: StorePath = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure bits per sample of a checkpoint."""
+    from audio_ct.evaluation.comparison import evaluate as measure
+    from audio_ct.evaluation.comparison import summary
+    from audio_ct.pretrained import choose_device, load
+
+    model = load(checkpoint, choose_device())
+    _, result = measure(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
+    figures = summary(result, split)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+        return
+    low, high = figures["interval"]
+    print(
+        f"{figures['bits_per_sample']:.4f} bits per sample [{low:.4f}, {high:.4f}] on {figures['tokens']:,} samples of "
+        f"{figures['recordings']} {split} recordings"
+    )
+
+
+@app.command()
+def compare(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more checkpoints or run folders.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
+    max_tokens: Annotated[int | None, typer.Option(help="Whole recordings up to about so many samples.")] = None,
+    cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
+    num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
+    seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the waveforms and the bootstrap.")] = 0,
+    store: StorePath = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
+) -> None:
+    """Put checkpoints side by side on one page, to read and to hear."""
+    if num < 1 or seconds <= 0:
+        raise InputError(f"num={num} and seconds={seconds} must be positive.")
+    from audio_ct.evaluation.comparison import ComparisonOptions
+    from audio_ct.evaluation.comparison import compare as run_comparison
+    from audio_ct.pretrained import choose_device
+
+    options = ComparisonOptions(
+        split=split,
+        max_tokens=max_tokens,
+        cold_start_samples=cold_start_samples,
+        num_waveforms=num,
+        seconds=seconds,
+        seed=seed,
+        store=store,
+        title=title,
+    )
+    page = run_comparison(checkpoints, out, options, device=choose_device(), report=print)
+    print(f"wav files: {out / 'samples'}")
+    print(f"comparison page: {page}")

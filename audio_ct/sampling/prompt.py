@@ -1,0 +1,33 @@
+"""Prompts: recordings that a model continues."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from audio_ct.audio.files import read
+from audio_ct.audio.mu_law import encode
+from audio_ct.errors import InputError
+
+
+def read_prompt(
+    path: Path, sample_rate_hz: int, bits: int, *, max_seconds: float | None = None
+) -> Int[Tensor, " time"]:
+    """Return a recording as tokens [time], whatever its rate and channels.
+
+    Args:
+        path: any file that libsndfile reads.
+        sample_rate_hz: of the model.
+        bits: of the model's tokens.
+        max_seconds: keep the recording's beginning, so long.
+
+    Raises:
+        InputError: if nothing is left or the file cannot be read.
+    """
+    tokens = encode(torch.from_numpy(read(path, sample_rate_hz)), bits).long()
+    if max_seconds is not None:
+        tokens = tokens[: round(max_seconds * sample_rate_hz)]
+    if len(tokens) == 0:
+        raise InputError(f"prompt {str(path)!r} holds no samples; name a longer recording.")
+    return tokens

@@ -1,0 +1,1 @@
+"""Tokens on disk and in windows; knows nothing of the waveforms that they came from."""

@@ -1,0 +1,255 @@
+"""Audio files: blocks equal the whole, memory stays bounded, and what is no good audio is refused in one line."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from audio_ct.audio import files
+from audio_ct.errors import InputError, MissingError
+
+
+def tone(seconds: float, rate_hz: int, frequency_hz: float = 440.0) -> files.Samples:
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * time)).astype(np.float32)
+
+
+def close(found: files.Samples, expected: files.Samples) -> bool:
+    """Return whether a codec kept the waveform; its first and last frames may differ."""
+    inner = slice(4800, -4800)
+    return len(found) == len(expected) and bool(np.abs(found[inner] - expected[inner]).max() < 0.1)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 22_050, 24_000, 44_100, 48_000, 192_000])
+def test_blocks_equal_resampling_in_one_piece(tmp_path: Path, rate_hz: int) -> None:
+    waveform = tone(2.3, rate_hz)
+    soundfile.write(tmp_path / "a.wav", waveform, rate_hz, subtype="FLOAT")
+    whole = soxr.resample(waveform, rate_hz, 24_000, quality="HQ")
+    for block_seconds in (0.01, 0.37, 10.0):
+        blocks = list(files.read_blocks(tmp_path / "a.wav", 24_000, block_seconds))
+        joined = np.concatenate(blocks)
+        assert joined.dtype == np.float32
+        assert all(len(block) for block in blocks)
+        assert len(joined) == len(whole)
+        np.testing.assert_allclose(joined, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "subtype"),
+    [
+        ("a.wav", "WAV", "PCM_U8"),
+        ("a.wav", "WAV", "PCM_24"),
+        ("a.wav", "WAV", "DOUBLE"),
+        ("a.flac", "FLAC", "PCM_16"),
+        ("a.aiff", "AIFF", "PCM_32"),
+        ("a.ogg", "OGG", "VORBIS"),
+        ("a.opus", "OGG", "OPUS"),
+        ("a.mp3", "MP3", "MPEG_LAYER_III"),
+        ("zwölf\nänder.wav", "WAV", "PCM_16"),
+    ],
+)
+def test_formats_are_read(tmp_path: Path, name: str, format_: str, subtype: str) -> None:
+    waveform = tone(1.0, 24_000)
+    soundfile.write(str(tmp_path / name), waveform, 24_000, format=format_, subtype=subtype)
+    info = files.probe(tmp_path / name)
+    assert (info.sample_rate_hz, info.num_channels, info.num_samples) == (24_000, 1, 24_000)
+    assert (info.format, info.subtype) == (format_, subtype)
+    assert close(files.read(tmp_path / name), waveform)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "ogg", "flac"])
+def test_blocks_equal_the_file_read_at_once(tmp_path: Path, suffix: str) -> None:
+    """An MP3 decoder that is made to seek between blocks loses its bit reservoir."""
+    generator = np.random.default_rng(0)
+    noise = np.cumsum(0.1 * generator.standard_normal(48_000)).clip(-0.5, 0.5)
+    soundfile.write(tmp_path / f"a.{suffix}", noise, 24_000)
+    whole, _ = soundfile.read(tmp_path / f"a.{suffix}", dtype="float32")
+    np.testing.assert_allclose(
+        np.concatenate(list(files.decode_blocks(tmp_path / f"a.{suffix}", 0.1))), whole, atol=1e-6
+    )
+
+
+def test_channels_become_their_mean(tmp_path: Path) -> None:
+    left, right = tone(0.5, 24_000), tone(0.5, 24_000, 1000.0)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right] * 4, axis=1), 24_000, subtype="FLOAT")
+    np.testing.assert_allclose(files.read(tmp_path / "a.wav"), (left + right) / 2, atol=1e-6)
+
+
+def test_values_a_little_above_full_scale_pass(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", 3 * tone(0.1, 24_000), 24_000, subtype="FLOAT")
+    assert files.read(tmp_path / "a.wav").max() > 1.4
+
+
+def rejected(path: Path) -> str:
+    with pytest.raises(files.RejectedAudioError) as caught:
+        files.read(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.name in str(caught.value)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 30_000.0])
+def test_impossible_samples_are_rejected(tmp_path: Path, value: float) -> None:
+    waveform = tone(0.5, 24_000)
+    waveform[7000] = value
+    soundfile.write(tmp_path / "a.wav", waveform, 24_000, subtype="FLOAT")
+    assert rejected(tmp_path / "a.wav") == ("amplitude" if np.isfinite(value) else "non-finite")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "mp3"])
+def test_files_cut_short_are_rejected_though_libsndfile_decodes_them(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(2.0, 24_000), 24_000)
+    content = path.read_bytes()
+    for fraction in (0.4, 0.9):
+        path.write_bytes(content[: int(fraction * len(content))])
+        assert rejected(path) == "truncated"
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "caf"])
+def test_files_cut_short_that_do_not_decode_are_rejected(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(2.0, 24_000), 24_000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert rejected(path) in ("unreadable", "truncated")
+
+
+def test_a_streamed_wav_of_unknown_length_is_no_truncated_one(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(0.5, 24_000), 24_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    start = content.index(b"data") + 4
+    content[start : start + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(files.read(tmp_path / "a.wav")) == 12_000
+
+
+def test_a_header_that_claims_terabytes_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(0.5, 24_000), 24_000)
+    content = bytearray(path.read_bytes())
+    # The low 32 of 36 bits of STREAMINFO's sample count.
+    content[22:26] = b"\xff\xff\xff\xf0"
+    path.write_bytes(content)
+    assert files.probe(path).num_samples == 0xFFFF_FFF0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert rejected(path) in ("truncated", "unreadable")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_what_is_no_audio_file_is_rejected_without_hanging(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "device.wav").symlink_to("/dev/zero")
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("pipe.wav", "device.wav", "folder.wav"):
+        assert rejected(tmp_path / name) == "not a regular file"
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    assert rejected(tmp_path / "nothing.wav") == "empty"
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 24_000)
+    assert rejected(tmp_path / "header.wav") == "empty"
+    (tmp_path / "text.wav").write_text("once upon a time\n" * 100)
+    assert rejected(tmp_path / "text.wav") == "unreadable"
+    for rate_hz in (1000, 1_000_000):
+        soundfile.write(tmp_path / "rate.wav", np.zeros(1000), rate_hz)
+        assert rejected(tmp_path / "rate.wav") == "absurd rate"
+    with pytest.raises(MissingError):
+        files.probe(tmp_path / "absent.wav")
+
+
+def test_mutated_files_give_samples_or_one_line(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    path = tmp_path / "a"
+    messages: list[str] = []
+    for suffix in ("wav", "flac", "ogg", "aiff"):
+        soundfile.write(tmp_path / f"whole.{suffix}", tone(0.2, 16_000), 16_000)
+        whole = np.fromfile(tmp_path / f"whole.{suffix}", dtype=np.uint8)
+        for _ in range(40):
+            mutated = whole.copy()
+            reach = len(whole) if generator.random() < 0.5 else 100
+            mutated[generator.integers(0, reach, 4)] = generator.integers(0, 256, 4)
+            mutated.tofile(path)
+            try:
+                waveform = files.read(path)
+            except files.RejectedAudioError as error:
+                messages.append(str(error))
+            else:
+                assert np.isfinite(waveform).all()
+    assert len(messages) > 20
+    assert all(len(message.splitlines()) == 1 for message in messages)
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    path = tmp_path / "hour.wav"
+    num_bytes = 2 * 48_000 * 3600
+    soundfile.write(path, np.zeros(1, np.int16), 48_000)
+    header = bytearray(path.read_bytes()[:44])
+    header[40:44] = num_bytes.to_bytes(4, "little")
+    path.write_bytes(header)
+    os.truncate(path, 44 + num_bytes)
+    program = (
+        "import resource, sys\nfrom audio_ct.audio import files\n"
+        "blocks = files.read_blocks(sys.argv[1])\nnext(blocks)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "total = sum(map(len, blocks))\n"
+        "print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=60)
+    total, growth_kib = map(int, run.stdout.split())
+    assert abs(total + 10 * 24_000 - 3600 * 24_000) < 24_000
+    assert growth_kib < 32 * 1024
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "opus", "oga", "aif"])
+def test_what_is_written_comes_back(tmp_path: Path, suffix: str) -> None:
+    waveform = tone(1.0, 24_000)
+    with files.AudioWriter(tmp_path / f"a.{suffix}", 24_000) as writer:
+        for start in range(0, len(waveform), 5000):
+            writer.write(waveform[start : start + 5000])
+    assert close(files.read(tmp_path / f"a.{suffix}"), waveform)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_killed_writer_leaves_a_playable_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    program = (
+        "import os, signal, sys\nimport numpy as np\nfrom audio_ct.audio.files import AudioWriter\n"
+        "writer = AudioWriter(sys.argv[1], 24000)\n"
+        "for _ in range(50):\n    writer.write(np.full(1000, 0.25, np.float32))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, path], check=False, timeout=60)
+    survived = files.read(path)
+    assert len(survived) == 50_000 if suffix == "wav" else len(survived) > 25_000
+    assert abs(float(np.median(survived)) - 0.25) < 0.01
+
+
+def test_the_writer_refuses_in_one_line(tmp_path: Path) -> None:
+    for name, rule in (
+        ("a.xyz", "no audio format"),
+        ("a", "no audio format"),
+        ("no/folder/a.wav", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=rule):
+            files.AudioWriter(tmp_path / name, 24_000)
+    with pytest.raises(InputError, match="cannot be written at 12345 Hz"):
+        files.AudioWriter(tmp_path / "a.opus", 12_345)
+    files.AudioWriter(tmp_path / "a.wav", 24_000).close()
+    with pytest.raises(InputError, match="exists already"):
+        files.AudioWriter(tmp_path / "a.wav", 24_000)
+    with files.AudioWriter(tmp_path / "a.wav", 24_000, overwrite=True) as writer:
+        for bad in (np.full(3, np.nan), np.zeros((3, 2))):
+            with pytest.raises(InputError, match="finite"):
+                writer.write(bad)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_stops_the_writer_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"disk full|cannot be written"):
+        files.AudioWriter(tmp_path / "a.wav", 24_000, overwrite=True).write(np.zeros(100_000, np.float32))

@@ -1,0 +1,230 @@
+"""The comparison page: it holds what it should, nothing from elsewhere, and survives hostile names and gaps."""
+
+import base64
+import copy
+import io
+import json
+import re
+import stat
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_ct.evaluation.page import write_page
+
+RATE_HZ = 24_000
+
+
+class Parsed(HTMLParser):
+    """Tags with attributes, and all text outside style and script."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.inside = ""
+        self.feed(page.read_text(encoding="utf-8"))
+        self.words = re.sub(r"\s+", " ", self.words)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("style", "script"):
+            self.words += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def sample(seed: int, seconds: float = 0.3) -> dict[str, Any]:
+    waveform = 0.1 * np.random.default_rng(seed).normal(size=round(seconds * RATE_HZ)).astype(np.float32)
+    return {"label": f"seed {seed}", "waveform": waveform, "warnings": ["noise: spectral flatness 0.56"]}
+
+
+def model(name: str, bits: float | None, **changes: Any) -> dict[str, Any]:
+    known = bits or 3.0
+    return {
+        "name": name,
+        "kind": "wavenet",
+        "parameters": 1_234_567,
+        "bits_per_sample": bits,
+        "interval": [known - 0.1, known + 0.1],
+        "cold_start_bits_per_sample": known + 0.2,
+        "trained_tokens": 4_000_000,
+        "training_tokens_per_second": 50_000.0,
+        "evaluation_tokens_per_second": 90_000.0,
+        "sampling_samples_per_second": 1200.0,
+        "checkpoint": "runs/a/step-100",
+        "recipe_name": "demo/wavenet",
+        "seed": 0,
+        "curve": [
+            {"tokens": t, "training_bits": known + 2 / t**0.1, "validation_bits": known + 0.1 if t > 5000 else None}
+            for t in (1000, 3000, 10_000, 100_000)
+        ],
+        "statistics": {"rms_dbfs": -20.0, "f0_median_hz": None},
+        "spectrum_distance_db": 2.5,
+        "recordings": [{"name": "p225_001", "bits_per_sample": bits, "tokens": 24_000}],
+        "samples": [sample(1)],
+        **changes,
+    }
+
+
+def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "title": "Trial",
+        "split": "test",
+        "store": "stores/demo",
+        "tokens": 100_000,
+        "cold_start_samples": 1024,
+        "created": "2026-01-01",
+        "version": "0.1.0",
+        "commit": "abc1234",
+        "synthetic": False,
+        "sample_rate_hz": RATE_HZ,
+        "bits": 8,
+        "reference_lines": {"uniform": 8.0, "unigram": 6.0, "order_1": 4.0, "order_2": 3.5},
+        "models": list(models),
+        "differences": [],
+        "notes": ["a note"],
+        "real": {"statistics": {"rms_dbfs": -21.0, "f0_median_hz": 120.0}, "samples": [sample(0)]},
+        **changes,
+    }
+
+
+def difference(a: str, b: str, bits: float, low: float, high: float) -> dict[str, Any]:
+    return {"a": a, "b": b, "bits": bits, "interval": [low, high]}
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = write_page(comparison(model("A", 2.5), model("B", 2.6)), tmp_path / "new" / "page")
+    assert page == tmp_path / "new" / "page" / "index.html"
+    parsed = Parsed(page)
+    for tag, attributes in parsed.elements:
+        assert tag not in ("link", "iframe", "object", "embed")
+        assert (attributes.get("src") or "data:").startswith("data:")
+        assert attributes.get("href", "comparison.json") == "comparison.json"
+    assert "url(" not in page.read_text()
+    assert "http" not in re.sub("http-equiv", "", re.sub(r"base64,[\w+/=]+", "", page.read_text()))
+    assert sorted(path.name for path in page.parent.iterdir()) == ["comparison.json", "index.html"]
+
+
+def test_players_hold_the_samples_real_speech_first(tmp_path: Path) -> None:
+    data = comparison(model("A", 2.5, samples=[sample(1), sample(2)]))
+    parsed = Parsed(write_page(data, tmp_path))
+    sounds = [str(attributes["src"]) for tag, attributes in parsed.elements if tag == "audio"]
+    expected = [data["real"]["samples"][0], *data["models"][0]["samples"]]
+    assert len(sounds) == parsed.count("img") == 3
+    for sound, shown in zip(sounds, expected, strict=True):
+        media_type, content = sound.split(";base64,")
+        waveform, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(content)), dtype="float32")
+        assert (media_type, rate_hz) == ("data:audio/flac", RATE_HZ)
+        np.testing.assert_allclose(waveform, shown["waveform"], atol=2 / 2**15)
+    assert parsed.words.count("noise: spectral flatness 0.56") == 3
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (difference("A", "B", -0.1, -0.15, -0.05), "A is ahead of B by 0.100 bits a sample."),
+        (difference("B", "A", 0.1, 0.05, 0.15), "A is ahead of B by 0.100 bits a sample."),
+        (difference("A", "B", -0.1, -0.25, 0.05), "A and B can\N{RIGHT SINGLE QUOTATION MARK}t be told apart."),
+        (difference("A", "B", -0.1, -np.inf, np.inf), "A scores 0.100 bits a sample better than B."),
+        (difference("A", "other", -0.1, -0.2, -0.1), "A scores 0.100 bits a sample better than B."),
+    ],
+)
+def test_headline_says_what_the_interval_says(pair: dict[str, Any], words: str, tmp_path: Path) -> None:
+    parsed = Parsed(write_page(comparison(model("B", 2.6), model("A", 2.5), differences=[pair]), tmp_path))
+    assert words in parsed.words
+    assert ("0.050 to 0.150, excludes 0" in parsed.words) == ("is ahead of" in words)
+
+
+def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script> \' & \u202egnp.exe שלום \n \udcff'
+    clean = Parsed(write_page(comparison(model("A", 2.5), model("B", 2.6)), tmp_path))
+    hostile = dict.fromkeys(("name", "kind", "checkpoint", "recipe_name", "seed"), evil)
+    shown = {**sample(1), "label": evil, "warnings": [evil]}
+    recordings = [{"name": evil, "bits_per_sample": 2.0, "tokens": 10}]
+    data = comparison(
+        {**model("A", 2.5, samples=[shown], recordings=recordings), **hostile},
+        model("B", 2.6),
+        **dict.fromkeys(("title", "split", "store", "created", "version", "commit"), evil),
+        notes=[evil],
+        differences=[difference(evil, "B", -0.1, -0.2, -0.05)],
+    )
+    page = write_page(data, tmp_path / "hostile")
+    parsed = Parsed(page)
+    assert parsed.count("script") == clean.count("script") == 1
+    assert "<script>alert" not in page.read_text(encoding="utf-8")
+    assert parsed.words.count('<script>alert("1")</script> \' & \u202egnp.exe שלום ?') > 12
+    assert json.loads((tmp_path / "hostile" / "comparison.json").read_text())["title"] == evil
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 3, 8])
+def test_any_number_of_models(num_models: int, tmp_path: Path) -> None:
+    parsed = Parsed(write_page(comparison(*(model(f"model {i}", 2.5 + i / 10) for i in range(num_models))), tmp_path))
+    assert all(f"model {i}" in parsed.words for i in range(num_models))
+    assert parsed.count("audio") == num_models + 1
+    assert ("needs 2.500 bits a sample" in parsed.words) == (num_models == 1)
+
+
+def test_everything_unknown_is_a_page_without_figures(tmp_path: Path) -> None:
+    empty = {
+        "name": "A",
+        "samples": [],
+        **dict.fromkeys(("kind", "bits_per_sample", "interval", "curve", "statistics")),
+    }
+    data = comparison(empty, reference_lines=None, real=None, differences=None, notes=None, cold_start_samples=None)
+    parsed = Parsed(write_page(data, tmp_path))
+    assert "No model has a score yet." in parsed.words
+    assert "None" not in parsed.words
+    assert "nan" not in parsed.words.lower().split()
+
+
+def test_samples_without_sound_keep_their_warning(tmp_path: Path) -> None:
+    waveforms = {"empty": np.zeros(0), "one": np.ones(1), "not finite": np.full(500, np.nan), "silence": np.zeros(500)}
+    samples = [{"label": k, "waveform": v.astype(np.float32), "warnings": [f"warns {k}"]} for k, v in waveforms.items()]
+    parsed = Parsed(write_page(comparison(model("A", 2.5, samples=samples)), tmp_path))
+    assert all(f"warns {label}" in parsed.words for label in waveforms)
+    assert parsed.count("audio") == 1 + 3
+
+
+def test_json_holds_all_figures_and_no_waveform(tmp_path: Path) -> None:
+    data = comparison(model("A", np.float32(2.5), parameters=np.int64(7), spectrum_distance_db=np.nan))
+    before = copy.deepcopy(data)
+    write_page(data, tmp_path)
+    text = (tmp_path / "comparison.json").read_text()
+    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert "waveform" not in text
+    assert written["models"][0]["bits_per_sample"] == 2.5
+    assert written["models"][0]["parameters"] == 7
+    assert written["models"][0]["spectrum_distance_db"] is None
+    assert written["models"][0]["samples"] == [{"label": "seed 1", "warnings": ["noise: spectral flatness 0.56"]}]
+    assert written["reference_lines"] == data["reference_lines"]
+    np.testing.assert_equal(data, before)
+
+
+def test_same_data_same_bytes_and_an_older_page_is_replaced(tmp_path: Path) -> None:
+    data = comparison(model("A", 2.5))
+    first = write_page(data, tmp_path).read_bytes()
+    write_page(comparison(model("B", 2.4)), tmp_path)
+    assert write_page(data, tmp_path).read_bytes() == first
+    assert stat.S_IMODE((tmp_path / "index.html").stat().st_mode) & 0o600 == 0o600
+
+
+def test_a_failed_write_leaves_the_older_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write_page(comparison(model("A", 2.5)), tmp_path).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(comparison(model("B", 2.4)), tmp_path)
+    assert (tmp_path / "index.html").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "index.html"]

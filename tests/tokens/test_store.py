@@ -1,0 +1,269 @@
+"""The token store: whole or absent, one writer at a time, and no changed byte goes unnoticed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audio_ct.errors import DamagedError, InputError, MissingError
+from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+
+
+def shard(seed: int, lengths: list[int], bits: int = 8) -> tuple[np.ndarray, list[Recording]]:
+    offsets = np.cumsum([0, *lengths])
+    tokens = np.random.default_rng(seed).integers(0, 2**bits, offsets[-1]).astype(np.uint8 if bits <= 8 else np.uint16)
+    rows = [
+        Recording(f"r{seed}/{index}", "anna", f"r{seed}/{index}.wav", "a\nb" if index else None, 0, int(offset), length)
+        for index, (offset, length) in enumerate(zip(offsets[:-1], lengths, strict=True))
+    ]
+    return tokens, rows
+
+
+def build(path: Path, bits: int = 8, overwrite: bool = False, seed: int = 0) -> TokenStore:
+    with TokenStoreBuilder(
+        path, sample_rate_hz=24_000, bits=bits, overwrite=overwrite, metadata={"note": 1}
+    ) as builder:
+        for split, number in (("train", 1), ("train", 2), ("validation", 3), ("test", 4)):
+            builder.add_shard(split, *shard(seed + number, [number, 50, 7], bits))
+        return builder.commit()
+
+
+@pytest.mark.parametrize("bits", [1, 8, 9, 16])
+def test_what_goes_in_comes_out(tmp_path: Path, bits: int) -> None:
+    store = build(tmp_path / "store", bits)
+    assert (store.sample_rate_hz, store.bits, store.vocabulary_size) == (24_000, bits, 2**bits)
+    assert store.splits == ("train", "validation", "test")
+    assert store.num_tokens("train") == 58 + 59
+    assert store.corpus["note"] == 1
+    for number, first in ((1, 0), (2, 3)):
+        tokens, rows = shard(number, [number, 50, 7], bits)
+        for index, row in enumerate(rows):
+            found = store.recordings("train")[first + index]
+            assert (found.name, found.text, found.offset, found.length) == (row.name, row.text, row.offset, row.length)
+            expected = tokens[row.offset : row.offset + row.length]
+            for key in (found, first + index):
+                got = store.tokens("train", key)
+                assert got.dtype == (np.uint8 if bits <= 8 else np.uint16)
+                np.testing.assert_array_equal(got, expected)
+            np.testing.assert_array_equal(store.tokens("train", found, 1, row.length), expected[1:])
+    store.verify()
+    with pytest.raises(InputError, match="train, validation, test"):
+        store.recordings("dev")
+    with pytest.raises(InputError, match="50 tokens"):
+        store.tokens("train", 1, 5, 51)
+    assert pickle.loads(pickle.dumps(store)).digest == store.digest
+
+
+def test_the_digest_follows_the_content(tmp_path: Path) -> None:
+    first, same, other = (build(tmp_path / name, seed=seed).digest for name, seed in (("a", 0), ("b", 0), ("c", 10)))
+    assert first == same != other
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> None:
+    whole = tmp_path / "whole"
+    build(whole, bits)
+    files = sorted(file.name for file in whole.iterdir())
+    assert len(files) == 9
+    generator = np.random.default_rng(bits)
+    for round_ in range(100):
+        name = files[round_ % len(files)]
+        mutated = tmp_path / "mutated"
+        shutil.copytree(whole, mutated)
+        content = bytearray((mutated / name).read_bytes())
+        kind = ("flip", "cut", "grow", "remove")[round_ // len(files) % 4]
+        if kind == "flip":
+            content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+        elif kind == "cut":
+            del content[int(generator.integers(len(content))) :]
+        elif kind == "grow":
+            content += b"\0"
+        (mutated / name).write_bytes(content)
+        if kind == "remove":
+            (mutated / name).unlink()
+        damaged = kind == "remove" or content.strip() != (whole / name).read_bytes().strip()
+        with pytest.raises((DamagedError, MissingError)) if damaged else contextlib.nullcontext() as caught:
+            TokenStore.open(mutated).verify()
+        if damaged:
+            assert len(str(caught.value).splitlines()) == 1
+            assert name.removesuffix(".sha256") in str(caught.value) or "version" in str(caught.value)
+        shutil.rmtree(mutated)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": {"train": {"shards": [{"file": "../secret.bin"}]}}},
+        {"splits": {"train": {"shards": [{"file": "/etc/passwd"}]}}},
+        {"splits": {"train": {"shards": [{"file": "a\u0000.bin"}]}}},
+        {"splits": {"train": {"shards": [{"file": "a\n.bin"}]}}},
+        {"splits": {"train": {"shards": [{"num_tokens": -1}]}}},
+        {"splits": {"train": {"shards": [{"num_tokens": 10**12}]}}},
+        {"splits": {"train": {"num_tokens": 5}}},
+        {"splits": {"../train": {}}},
+        {"splits": {}},
+        {"bits": 17},
+        {"bits": "8"},
+        {"sample_rate_hz": 0},
+        {"format_version": 2},
+        {"format": "something else"},
+    ],
+)
+def test_a_forged_manifest_is_refused(tmp_path: Path, change: dict) -> None:
+    """Even with a fitting hash, as someone who means harm would write it."""
+    build(tmp_path / "store")
+    corpus = json.loads((tmp_path / "store/corpus.json").read_text())
+    splits = change.get("splits")
+    if splits and "train" in splits:
+        train = corpus["splits"]["train"]
+        train["shards"][0] |= splits["train"].get("shards", [{}])[0]
+        train |= {key: value for key, value in splits["train"].items() if key != "shards"}
+    else:
+        corpus |= change
+    forge(tmp_path / "store", json.dumps(corpus).encode())
+    with pytest.raises(DamagedError) as caught:
+        TokenStore.open(tmp_path / "store")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'])
+def test_a_manifest_of_nonsense_is_refused(tmp_path: Path, content: bytes) -> None:
+    build(tmp_path / "store")
+    forge(tmp_path / "store", content)
+    with pytest.raises(DamagedError):
+        TokenStore.open(tmp_path / "store")
+
+
+def forge(store: Path, content: bytes) -> None:
+    (store / "corpus.json").write_bytes(content)
+    (store / "corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+
+
+def test_links_out_of_the_store_are_refused(tmp_path: Path) -> None:
+    build(tmp_path / "store")
+    file = tmp_path / "store/train-00001.bin"
+    shutil.move(file, tmp_path / "elsewhere.bin")
+    file.symlink_to(tmp_path / "elsewhere.bin")
+    with pytest.raises(DamagedError, match=r"train-00001\.bin"):
+        TokenStore.open(tmp_path / "store")
+
+
+def test_a_shard_cut_after_opening_is_an_error_not_a_bus_error(tmp_path: Path) -> None:
+    store = build(tmp_path / "store")
+    os.truncate(tmp_path / "store/train-00000.bin", 10)
+    with pytest.raises(DamagedError, match=r"train-00000\.bin"):
+        store.tokens("train", 0)
+
+
+def add_and_fail(path: Path) -> None:
+    with TokenStoreBuilder(path, sample_rate_hz=24_000) as builder:
+        builder.add_shard("train", *shard(0, [5]))
+        raise ZeroDivisionError
+
+
+def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        add_and_fail(tmp_path / "store")
+    assert not list(tmp_path.iterdir())
+    with (
+        TokenStoreBuilder(tmp_path / "s", sample_rate_hz=1) as builder,
+        pytest.raises(InputError, match="no recordings"),
+    ):
+        builder.commit()
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_stores_are_overwritten_and_only_when_asked(tmp_path: Path) -> None:
+    first = build(tmp_path / "store")
+    with pytest.raises(InputError, match="exists already"):
+        build(tmp_path / "store", seed=10)
+    assert TokenStore.open(tmp_path / "store").digest == first.digest
+    assert build(tmp_path / "store", overwrite=True, seed=10).digest != first.digest
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="no token store"):
+        build(tmp_path / "home", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "store"]
+    with pytest.raises(InputError, match="cannot be made"):
+        build(tmp_path / "home/letter.txt/store")
+
+
+def test_two_builders_of_one_store(tmp_path: Path) -> None:
+    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000) as first:
+        first.add_shard("train", *shard(0, [5]))
+        with pytest.raises(InputError, match="being prepared by another process"):
+            build(tmp_path / "store")
+        first.commit()
+    assert TokenStore.open(tmp_path / "store").num_tokens("train") == 5
+
+
+def test_a_killed_builder_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom audio_ct.tokens.store import TokenStoreBuilder\n"
+        "with TokenStoreBuilder(sys.argv[1], sample_rate_hz=24000) as builder:\n"
+        "    (builder.work_folder / 'half.bin').write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, tmp_path / "store"], check=False, timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".store.partial"]
+    build(tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert len(list((tmp_path / "store").iterdir())) == 9
+
+
+def test_a_kill_between_the_renames_of_an_overwrite_loses_nothing(tmp_path: Path) -> None:
+    digest = build(tmp_path / "store").digest
+    os.rename(tmp_path / "store", tmp_path / ".store.replaced")
+    with pytest.raises(InputError, match="exists already"):
+        build(tmp_path / "store", seed=10)
+    assert TokenStore.open(tmp_path / "store").digest == digest
+
+
+def test_files_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def logged_fsync(descriptor: int) -> None:
+        calls.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def logged_rename(source: Path, target: Path) -> None:
+        calls.append(f"rename {Path(source).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(os, "rename", logged_rename)
+    build(tmp_path / "store")
+    names = sorted(file.name for file in (tmp_path / "store").iterdir())
+    expected = [f"fsync {name}" for name in names]
+    assert calls[-len(names) - 3 :] == [
+        *expected,
+        "fsync .store.partial",
+        "rename .store.partial",
+        f"fsync {tmp_path.name}",
+    ]
+
+
+def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tokens, rows = shard(0, [5, 6])
+    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000, bits=4) as builder:
+        with pytest.raises(InputError, match="0 to 15"):
+            builder.add_shard("train", np.full(11, 16, np.uint8), rows)
+        for wrong in (rows[:1], rows[1:], rows[::-1], []):
+            with pytest.raises(InputError, match="11 tokens"):
+                builder.add_shard("train", tokens % 16, wrong)
+
+
+def test_a_path_without_a_store_is_missing(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(MissingError, match=r"corpus\.json"):
+            TokenStore.open(path)
