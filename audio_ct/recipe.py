@@ -35,6 +35,8 @@ class CorpusRecipe(Section):
 
     store: str
     """Folder of a token store, made by `audio-ct prep`."""
+    clip_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Learn the first so many seconds of one recording by heart, instead of the corpus."""
 
 
 class TransformerXLRecipe(Section):

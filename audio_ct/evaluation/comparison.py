@@ -31,6 +31,7 @@ from audio_ct.models.interface import num_parameters
 from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
 from audio_ct.sampling.writing import write_samples
+from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 
 # Windows of real speech whose statistics stand for the corpus.
@@ -70,7 +71,7 @@ def evaluate(
     Raises:
         InputError: if the store is not the one the model was trained on.
     """
-    opened = TokenStore.open(store or model.recipe.corpus.store)
+    opened = open_corpus(store or model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
     if opened.digest != model.manifest.store_digest:
         raise InputError(
             f"corpus.store={str(opened.path)!r} is not the store that {model.path} was trained on; name it by --store."

@@ -69,7 +69,8 @@ class Streams:
         self._seed = seed
         self._reset_every = reset_every_windows
         self._start_token = start_token
-        self.windows_per_epoch = store.num_tokens(split) // (num_lanes * window_length)
+        self._lane_length = store.num_tokens(split) // num_lanes
+        self.windows_per_epoch = self._lane_length // window_length
         if self.windows_per_epoch == 0:
             raise InputError(
                 f"training.batch_size={num_lanes} x training.window_length={window_length} needs at least "
@@ -106,8 +107,7 @@ class Streams:
         return (step + stagger) % self._reset_every == 0
 
     def _place(self, lane: int, index: int) -> int:
-        lane_length = self._store.num_tokens(self._split) // self._num_lanes
-        return lane * lane_length + index * self._window_length
+        return lane * self._lane_length + index * self._window_length
 
     def _order_of_epoch(self, epoch: int) -> tuple[list[Recording], list[int]]:
         """Return the epoch's recordings in order and the place on the line where each begins."""

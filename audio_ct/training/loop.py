@@ -30,6 +30,7 @@ from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, build_model, parse_recipe
 from audio_ct.sampling.writing import write_samples
+from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint
@@ -171,7 +172,7 @@ class _Run:
 def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
     """Return a run at its start or, resumed, where its newest checkpoint stands."""
     loaded = _newest_checkpoint(folder, resume)
-    store = TokenStore.open(recipe.corpus.store)
+    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds)
     store.verify(full=False)
     if loaded is not None:
         _check_same_run(recipe, store, loaded)

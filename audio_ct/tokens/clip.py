@@ -1,0 +1,45 @@
+"""One short clip as a whole corpus, for a model to learn by heart: the first check of anything new."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+from audio_ct.errors import InputError
+from audio_ct.tokens.store import Recording, Tokens, TokenStore
+
+
+class ClipStore(TokenStore):
+    """A token store of which only the beginning of one training recording is seen, the same in every split."""
+
+    @classmethod
+    def open_clip(cls, path: str | Path, seconds: float) -> Self:
+        """Return the store at a path, cut to the beginning of its first training recording that is long enough.
+
+        Args:
+            path: The store's folder.
+            seconds: Length of the clip.
+
+        Raises:
+            InputError: If every training recording is shorter.
+        """
+        store = cls.open(path)
+        length = round(seconds * store.sample_rate_hz)
+        long_enough = [recording for recording in store.recordings("train") if recording.length >= length > 0]
+        if not long_enough:
+            raise InputError(
+                f"corpus.clip_seconds={seconds} must be above 0 and at most the longest training recording of "
+                f"{str(store.path)!r}; lower it."
+            )
+        clip = replace(long_enough[0], length=length)
+        store._recordings = dict.fromkeys(store.splits, (clip,))
+        store.digest = f"{store.digest}-clip-{length}"
+        return store
+
+    def tokens(self, split: str, recording: Recording | int, start: int = 0, stop: int | None = None) -> Tokens:
+        """Return a copy of the clip's tokens from start to stop; every split's are the training recording's."""
+        return super().tokens("train", recording, start, stop)
+
+
+def open_corpus(path: str | Path, clip_seconds: float | None) -> TokenStore:
+    """Return the store at a path, or the clip of it where a length is given."""
+    return TokenStore.open(path) if clip_seconds is None else ClipStore.open_clip(path, clip_seconds)
