@@ -1,0 +1,67 @@
+"""Continue a clip that a model has learned by heart, and measure how much of it comes back.
+
+    python samples/continue_clip.py runs/overfit_one_clip --out samples/out
+
+Writes the clip, the model's continuation of its first tenth of a second, and, for scale, what the same prompt
+followed by noise and by silence of the clip's level would measure. Distances are log spectral distances in dB over
+mel bands, frame by frame: 0 is identical.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audio_ct.audio.files import AudioWriter
+from audio_ct.audio.mu_law import decode, silence_token
+from audio_ct.evaluation.waveform_statistics import log_spectral_distance_db
+from audio_ct.pretrained import load
+from audio_ct.sampling.engine import generate
+from audio_ct.tokens.clip import open_corpus
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="run folder of recipes/demo/overfit_one_clip.yaml")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompt-seconds", type=float, default=0.1)
+    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    model = load(arguments.checkpoint)
+    store = open_corpus(model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
+    clip = torch.from_numpy(store.tokens("train", 0).astype(np.int64))
+    num_prompt = round(arguments.prompt_seconds * store.sample_rate_hz)
+    blocks = generate(
+        model.model,
+        num_waveforms=1,
+        num_samples=len(clip) - num_prompt,
+        start_token=silence_token(store.bits),
+        seed=arguments.seed,
+        prompt=clip[:num_prompt],
+        temperature=arguments.temperature,
+    )
+    continuation = decode(torch.cat(list(blocks), dim=1)[0], store.bits).numpy()
+    real = decode(clip, store.bits).numpy()
+    rest = real[num_prompt:]
+    noise = np.random.default_rng(arguments.seed).normal(size=len(rest)).astype(np.float32) * rest.std()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, waveform in (("clip", real), ("continuation", np.concatenate([real[:num_prompt], continuation]))):
+        with AudioWriter(arguments.out / f"{name}.wav", store.sample_rate_hz, overwrite=True) as writer:
+            writer.write(waveform)
+        print(arguments.out / f"{name}.wav")
+    shifted = np.roll(rest, len(rest) // 2)
+    for name, waveform in (
+        ("continuation", continuation),
+        ("the clip itself, moved by half its length", shifted),
+        ("noise of the clip's level", noise),
+        ("silence", np.zeros_like(rest)),
+    ):
+        print(f"{name}: {log_spectral_distance_db(rest, waveform, store.sample_rate_hz):.1f} dB from the clip")
+
+
+if __name__ == "__main__":
+    main()
