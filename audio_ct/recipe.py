@@ -36,7 +36,7 @@ class CorpusRecipe(Section):
     store: str
     """Folder of a token store, made by `audio-ct prep`."""
     clip_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Learn the first so many seconds of one recording by heart, instead of the corpus."""
+    """Learn so many seconds of one recording by heart, instead of the corpus."""
 
 
 class TransformerXLRecipe(Section):

@@ -18,7 +18,7 @@ def taps(
 
     Example: width 2, queue [1 2] (d = 2), x = [3 4 5] -> taps [1 2 3] and [3 4 5], queue [4 5].
     """
-    dilation = queue.shape[1] // (width - 1)
+    dilation = queue.shape[1] // max(1, width - 1)
     num_samples = x.shape[1]
     past_and_now = torch.cat([queue, x], dim=1)
     delayed = [past_and_now[:, tap * dilation : tap * dilation + num_samples] for tap in range(width)]

@@ -4,16 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from audio_ct.errors import InputError
 from audio_ct.tokens.store import Recording, Tokens, TokenStore
 
 
 class ClipStore(TokenStore):
-    """A token store of which only the beginning of one training recording is seen, the same in every split."""
+    """A token store of which only one stretch of one training recording is seen, the same in every split."""
 
     @classmethod
     def open_clip(cls, path: str | Path, seconds: float) -> Self:
-        """Return the store at a path, cut to the beginning of its first training recording that is long enough.
+        """Return the store at a path, cut to the loudest stretch of its first training recording that is long enough.
+
+        Loudest by the mean distance of mu-law codes from silence, so that the clip does not begin in a pause, which
+        every recording has and nothing could be told from.
 
         Args:
             path: The store's folder.
@@ -30,7 +35,11 @@ class ClipStore(TokenStore):
                 f"corpus.clip_seconds={seconds} must be above 0 and at most the longest training recording of "
                 f"{str(store.path)!r}; lower it."
             )
-        clip = replace(long_enough[0], length=length)
+        recording = long_enough[0]
+        loudness = np.abs(store.tokens("train", recording).astype(np.int64) - store.vocabulary_size // 2)
+        total = np.concatenate([[0], np.cumsum(loudness)])
+        start = int(np.argmax(total[length:] - total[:-length]))
+        clip = replace(recording, offset=recording.offset + start, length=length)
         store._recordings = dict.fromkeys(store.splits, (clip,))
         store.digest = f"{store.digest}-clip-{length}"
         return store

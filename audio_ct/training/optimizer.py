@@ -13,8 +13,9 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        (decayed if parameter.dim() >= 2 and id(parameter) not in embeddings else plain).append(parameter)
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.dim() >= 2 and not name.endswith("bias") and id(parameter) not in embeddings
+        (decayed if is_matrix else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},

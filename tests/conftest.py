@@ -1,0 +1,82 @@
+"""What all tests share: shapes are checked at run time, torch keeps to one thread, and a small real token store."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from jaxtyping import install_import_hook
+from typeguard import check_type
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, its arguments and result checked against its annotations at every call.
+
+    Not `typeguard.typechecked`: since version 4 that compiles annotations anew from their text, shapes included.
+    """
+    signature = inspect.signature(function)
+    annotated = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if parameter.annotation is not parameter.empty
+    }
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, annotation in annotated.items():
+            if name in given:
+                check_type(given[name], annotation)
+        result = function(*args, **kwargs)
+        if signature.return_annotation is not signature.empty:
+            check_type(result, signature.return_annotation)
+        return result
+
+    return wrapped
+
+
+# Before anything imports the models: their shape annotations are checked in every test.
+install_import_hook("audio_ct.models", f"{__name__}.{checked.__name__}")
+
+RATE_HZ = 24_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def recordings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine recordings of three speakers, of some 1.5 seconds: tones, noise, and pulses through a resonance."""
+    folder = tmp_path_factory.mktemp("recordings")
+    random = np.random.default_rng(0)
+    for number in range(9):
+        time = np.arange(round((1.3 + 0.05 * number) * RATE_HZ)) / RATE_HZ
+        pitch_hz = 90 + 20 * number
+        tone = 0.4 * np.sin(2 * np.pi * pitch_hz * time + 3 * np.sin(2 * np.pi * 4 * time))
+        noise = 0.2 * random.standard_normal(len(time)) * (np.sin(2 * np.pi * 3 * time) > 0)
+        ringing = np.exp(-time[:400] * 400) * np.sin(2 * np.pi * 700 * time[:400])
+        pulses = np.convolve(np.diff(np.floor(time * pitch_hz), prepend=0.0), ringing)[: len(time)]
+        waveform = (tone, noise, 0.5 * pulses)[number % 3]
+        path = folder / "abc"[number // 3] / f"{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.clip(waveform, -0.99, 0.99), RATE_HZ)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recordings as a token store: five for training, two each for validation and test."""
+    from data_prep.folder import prepare
+    from data_prep.skeleton import PrepOptions
+
+    out = tmp_path_factory.mktemp("stores") / "tiny"
+    prepare(recordings_folder, out, options=PrepOptions(validation_fraction=0.2, test_fraction=0.2, licence="CC0"))
+    return out

@@ -1,0 +1,271 @@
+"""What every model owes the rest: causality, one stream however it is cut, steps like windows, lanes by themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import State, TokenModel, consume, num_parameters, select_lanes
+from audio_ct.models.wavenet import WaveNet
+
+VOCABULARY = 11
+SEGMENT = 4
+LENGTH = 6 * SEGMENT
+
+
+def compressive(**changes: Any) -> TokenModel:
+    sizes: dict[str, Any] = {
+        "num_layers": 2,
+        "d_model": 12,
+        "num_heads": 2,
+        "d_ff": 16,
+        "segment_length": SEGMENT,
+        "memory_length": SEGMENT,
+        "compressed_memory_length": 5,
+        "compression_rate": 2,
+    }
+    return CompressiveTransformer(vocabulary_size=VOCABULARY, **sizes | changes)
+
+
+def transformer_xl(**changes: Any) -> TokenModel:
+    return compressive(**{"compressed_memory_length": 0, "compression_rate": 1} | changes)
+
+
+def wavenet(**changes: Any) -> TokenModel:
+    sizes: dict[str, Any] = {"num_stacks": 2, "layers_per_stack": 3, "residual_channels": 6, "skip_channels": 5}
+    return WaveNet(vocabulary_size=VOCABULARY, **sizes | changes)
+
+
+local = {"front_dilations": [1, 2, 4], "short_convolution_width": 3}
+VARIANTS: dict[str, Callable[[], TokenModel]] = {
+    "pre-contiguous": lambda: compressive(),
+    "post-contiguous": lambda: compressive(norm="post"),
+    "pre-centre": lambda: compressive(compressed_positions="centre"),
+    "post-centre-front-short": lambda: compressive(norm="post", compressed_positions="centre", **local),
+    "front": lambda: compressive(front_dilations=[1, 2, 4]),
+    "short": lambda: compressive(short_convolution_width=4),
+    "short-1": lambda: compressive(short_convolution_width=1),
+    "front-short": lambda: compressive(**local),
+    "memory-shorter": lambda: compressive(memory_length=2, **local),
+    "memory-none": lambda: compressive(memory_length=0),
+    "memory-longer": lambda: compressive(memory_length=10, **local),
+    "memory-longer-post": lambda: compressive(memory_length=7, norm="post"),
+    "compressed-shorter-than-a-push": lambda: compressive(compressed_memory_length=1),
+    "rate-1": lambda: compressive(compression_rate=1),
+    "rate-4": lambda: compressive(compression_rate=4, compressed_positions="centre"),
+    "odd-heads": lambda: compressive(num_heads=4),
+    "transformer-xl": lambda: transformer_xl(),
+    "transformer-xl-local": lambda: transformer_xl(memory_length=7, norm="post", **local),
+    "transformer-xl-no-memory": lambda: transformer_xl(memory_length=0),
+    "wavenet-2": lambda: wavenet(),
+    "wavenet-3": lambda: wavenet(width=3),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> TokenModel:
+    torch.manual_seed(1)
+    built = VARIANTS[request.param]().double().eval()
+    # Whatever starts at zero (biases, short convolutions) would hide a mistake.
+    for parameter in built.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return built
+
+
+def tokens(num_lanes: int = 2, length: int = LENGTH, seed: int = 0) -> Tensor:
+    return torch.randint(VOCABULARY, (num_lanes, length), generator=torch.Generator().manual_seed(seed))
+
+
+def start(model: TokenModel, num_lanes: int = 2) -> State:
+    return model.initial_state(num_lanes, dtype=torch.float64)
+
+
+def by_steps(model: TokenModel, stream: Tensor, state: State) -> tuple[Tensor, State]:
+    logits = []
+    for t in range(stream.shape[1]):
+        row, state = model.step(stream[:, t], state)
+        logits.append(row)
+    return torch.stack(logits, dim=1), state
+
+
+def assert_same(a: State, b: State, tolerance: float = 1e-10) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0)
+
+
+def test_the_gradient_of_a_prediction_reaches_no_later_input(model: TokenModel) -> None:
+    embedded: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.embedding.register_forward_hook(keep)
+    length = SEGMENT if model.segment_length > 1 else 12
+    # Memories that are not empty, so that nothing hides behind zeros.
+    state = model(tokens(1), start(model, 1)).state
+    for t in (0, 1, length - 2, length - 1):
+        embedded.clear()
+        logits = model(tokens(1, length, seed=2), state).logits
+        logits[0, t].square().sum().backward()
+        reached = embedded[0].grad[0].abs().sum(dim=-1)
+        assert torch.all(reached[t + 1 :] == 0)
+        assert reached[t] > 0
+        assert t == 0 or reached[t - 1] > 0
+
+
+def test_a_changed_input_changes_no_earlier_prediction_and_some_later_one(model: TokenModel) -> None:
+    stream = tokens()
+    with torch.no_grad():
+        logits = model(stream, start(model)).logits
+        for s in (0, 3, 4, 9, 14, 20, LENGTH - 1):
+            changed = stream.clone()
+            changed[0, s] = (changed[0, s] + 1) % VOCABULARY
+            moved = (model(changed, start(model)).logits - logits).abs().amax(dim=-1)
+            assert torch.all(moved[0, :s] == 0)
+            assert moved[0, s] > 0
+            assert torch.all(moved[1] == 0), "another lane moved"
+
+
+def test_the_past_is_seen_across_segments(model: TokenModel) -> None:
+    if getattr(model, "memory_length", 1) == 0 and not getattr(model, "compressed_memory_length", 0):
+        pytest.skip("no memory, nothing to see")
+    stream = tokens(1)
+    changed = stream.clone()
+    changed[0, SEGMENT - 1] = (changed[0, SEGMENT - 1] + 1) % VOCABULARY
+    with torch.no_grad():
+        moved = (model(changed, start(model, 1)).logits - model(stream, start(model, 1)).logits).abs().amax(dim=-1)
+    assert torch.all(moved[0, SEGMENT : 2 * SEGMENT] > 0)
+
+
+@pytest.mark.parametrize("cuts", [[1] * 6, [2, 3, 1]])
+def test_a_stream_may_be_cut_into_any_windows(model: TokenModel, cuts: list[int]) -> None:
+    stream = tokens()
+    with torch.no_grad():
+        whole = model(stream, start(model))
+        state, logits = start(model), []
+        for window in stream.split([cut * SEGMENT for cut in cuts], dim=1):
+            output = model(window, state)
+            logits.append(output.logits)
+            state = output.state
+    torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, atol=1e-12, rtol=0)
+    assert_same(state, whole.state, 1e-12)
+
+
+def test_wavenet_may_be_cut_anywhere() -> None:
+    model = VARIANTS["wavenet-3"]().double()
+    stream = tokens()
+    with torch.no_grad():
+        whole = model(stream, start(model)).logits
+        for cut in range(1, LENGTH):
+            first = model(stream[:, :cut], start(model))
+            second = model(stream[:, cut:], first.state)
+            torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole, atol=1e-12, rtol=0)
+
+
+def test_steps_are_the_same_numbers_as_windows(model: TokenModel) -> None:
+    stream = tokens()
+    with torch.no_grad():
+        whole = model(stream, start(model))
+        logits, state = by_steps(model, stream, start(model))
+    torch.testing.assert_close(logits, whole.logits, atol=1e-10, rtol=0)
+    assert_same(state, whole.state)
+
+
+@pytest.mark.parametrize("length", [1, SEGMENT, 3 * SEGMENT + 2])
+def test_a_prompt_of_any_length_is_consumed_and_gone_on_from(model: TokenModel, length: int) -> None:
+    stream = tokens()
+    with torch.no_grad():
+        whole = model(stream, start(model))
+        last, state = consume(model, stream[:, :length], start(model))
+        torch.testing.assert_close(last, whole.logits[:, length - 1], atol=1e-10, rtol=0)
+        logits, state = by_steps(model, stream[:, length:], state)
+    torch.testing.assert_close(logits, whole.logits[:, length:], atol=1e-10, rtol=0)
+    assert_same(state, whole.state)
+
+
+def test_a_long_prompt_is_consumed_in_pieces() -> None:
+    torch.manual_seed(0)
+    model = WaveNet(vocabulary_size=5, num_stacks=1, layers_per_stack=2, residual_channels=2, skip_channels=2).double()
+    stream = torch.randint(5, (1, 4099))
+    with torch.no_grad():
+        whole = model(stream, start(model, 1))
+        last, state = consume(model, stream, start(model, 1))
+    torch.testing.assert_close(last, whole.logits[:, -1], atol=1e-12, rtol=0)
+    assert_same(state, whole.state)
+
+
+def test_lanes_know_nothing_of_each_other(model: TokenModel) -> None:
+    both = tokens()
+    with torch.no_grad():
+        together = model(both, start(model))
+        for lane in range(2):
+            alone = model(both[lane : lane + 1], start(model, 1))
+            torch.testing.assert_close(together.logits[lane], alone.logits[0], atol=1e-12, rtol=0)
+            lane_state = {name: tensor[lane : lane + 1] for name, tensor in together.state.items()}
+            assert_same(lane_state, alone.state, 1e-12)
+
+
+def test_a_reset_lane_starts_afresh_and_the_other_goes_on(model: TokenModel) -> None:
+    with torch.no_grad():
+        used = model(tokens(), start(model)).state
+        reset = select_lanes(torch.tensor([True, False]), start(model), used)
+        after = model(tokens(seed=3), reset).logits
+        fresh = model(tokens(seed=3), start(model)).logits
+        gone_on = model(tokens(seed=3), used).logits
+    torch.testing.assert_close(after[0], fresh[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(after[1], gone_on[1], atol=1e-12, rtol=0)
+    has_past = any(tensor.numel() for name, tensor in used.items() if name != "offset")
+    assert not has_past or (after[1] - fresh[1]).abs().max() > 1e-6
+
+
+def test_the_state_is_flat_detached_data_with_the_lane_first(model: TokenModel) -> None:
+    model.train()
+    initial = start(model, 3)
+    stream = tokens(3)
+    output = model(stream, initial)
+    _, halfway = consume(model, stream[:, : SEGMENT + 1], initial)
+    assert output.logits.requires_grad
+    assert initial.keys() == output.state.keys()
+    for state in (initial, output.state, halfway):
+        for name, tensor in state.items():
+            assert tensor.shape[0] == 3, name
+    for name, tensor in output.state.items():
+        assert not tensor.requires_grad, name
+        assert tensor.grad_fn is None, name
+        assert (tensor.shape, tensor.dtype) == (initial[name].shape, initial[name].dtype)
+    assert not any(tensor.any() for tensor in initial.values()), "forward or step wrote to the state it was given"
+
+
+def test_nothing_is_kept_between_calls(model: TokenModel) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        first = model(tokens(), start(model)).logits
+        by_steps(model, tokens(seed=9), start(model))
+        again = model(tokens(), start(model)).logits
+    assert torch.equal(first, again)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_every_parameter_learns(model: TokenModel) -> None:
+    model.train()
+    output = model(tokens(), start(model))
+    loss = output.logits.logsumexp(-1).sum() + output.logits.square().sum() + sum(output.auxiliary_losses.values())
+    loss.backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    assert idle == set()
+    assert num_parameters(model) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_states_dtype(model: TokenModel, precision: torch.dtype) -> None:
+    model.float()
+    with torch.no_grad(), torch.autocast("cpu", precision):
+        output = model(tokens(length=2 * SEGMENT), model.initial_state(2))
+    assert torch.isfinite(output.logits).all()
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in output.state.values())

@@ -1,0 +1,155 @@
+"""Lanes read every token of an epoch once, in order, and where they stand is a function of the step alone."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio_ct.errors import InputError
+from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+from audio_ct.tokens.streams import Streams
+
+START = 7
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Twelve recordings of four speakers, 2 to 60 tokens long; token values count up over all of them."""
+    lengths = [60, 2, 31, 17, 44, 5, 9, 23, 58, 12, 3, 40]
+    offsets = np.cumsum([0, *lengths])
+    path = tmp_path_factory.mktemp("streams") / "store"
+    with TokenStoreBuilder(path, sample_rate_hz=24_000, bits=16, metadata={}) as builder:
+        rows = [
+            Recording(f"{'dacb'[i % 4]}/{i}", "dacb"[i % 4], f"{i}.wav", None, 0, int(offset), length)
+            for i, (offset, length) in enumerate(zip(offsets[:-1], lengths, strict=True))
+        ]
+        builder.add_shard("train", np.arange(100, 100 + offsets[-1], dtype=np.uint16), rows)
+        for split in ("validation", "test"):
+            recording = Recording(split, "a", "x.wav", None, 0, 0, 5)
+            builder.add_shard(split, np.arange(5, dtype=np.uint16), [recording])
+        return builder.commit()
+
+
+def streams(store: TokenStore, **changes: int) -> Streams:
+    settings = {"num_lanes": 3, "window_length": 8, "seed": 0, "reset_every_windows": 0} | changes
+    return Streams(store, "train", start_token=START, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("num_lanes", "window_length"), [(1, 1), (1, 304), (3, 8), (4, 76), (7, 5)])
+def test_an_epoch_is_the_corpus_without_the_remainder(store: TokenStore, num_lanes: int, window_length: int) -> None:
+    total = store.num_tokens("train")
+    lanes = streams(store, num_lanes=num_lanes, window_length=window_length)
+    assert lanes.windows_per_epoch == total // num_lanes // window_length
+    for epoch in range(3):
+        steps = range(epoch * lanes.windows_per_epoch, (epoch + 1) * lanes.windows_per_epoch)
+        targets = torch.cat([lanes.window(step).targets for step in steps], dim=1)
+        assert targets.shape == (num_lanes, lanes.windows_per_epoch * window_length)
+        seen = targets.flatten().tolist()
+        assert len(set(seen)) == len(seen), "a token was read twice"
+        assert set(seen) <= set(range(100, 100 + total))
+        assert total - len(seen) < num_lanes * (window_length + 1)
+
+
+def test_recordings_are_whole_and_in_order_within_a_lane(store: TokenStore) -> None:
+    lanes = streams(store, num_lanes=1, window_length=1)
+    line = torch.cat([lanes.window(step).targets for step in range(lanes.windows_per_epoch)], dim=1)[0].tolist()
+    starts = {100 + recording.offset: recording for recording in store.recordings("train")}
+    place, order = 0, []
+    while place < len(line):
+        recording = starts[line[place]]
+        assert line[place : place + recording.length] == list(range(line[place], line[place] + recording.length))
+        order.append(recording)
+        place += recording.length
+    assert len(order) == 12
+    speakers = [recording.speaker for recording in order]
+    changes = sum(a != b for a, b in pairwise(speakers))
+    assert changes == 3, f"one speaker's recordings are together: {speakers}"
+
+
+def test_windows_follow_on_and_targets_are_the_next_inputs(store: TokenStore) -> None:
+    lanes = streams(store)
+    before = None
+    for step in range(lanes.windows_per_epoch):
+        window = lanes.window(step)
+        assert window.inputs.dtype == window.targets.dtype == torch.int64
+        assert torch.equal(window.inputs[:, 1:], window.targets[:, :-1])
+        if before is not None:
+            assert torch.equal(window.inputs[:, 0], before.targets[:, -1])
+        before = window
+
+
+def test_a_window_is_a_function_of_seed_and_step(store: TokenStore) -> None:
+    forwards, anew = streams(store), streams(store)
+    num_steps = 3 * forwards.windows_per_epoch
+    expected = [forwards.window(step) for step in range(num_steps)]
+    for step in np.random.default_rng(0).permutation(num_steps):
+        window = anew.window(int(step))
+        assert torch.equal(window.inputs, expected[step].inputs)
+        assert torch.equal(window.targets, expected[step].targets)
+        assert torch.equal(window.fresh, expected[step].fresh)
+
+
+def test_seeds_and_epochs_shuffle(store: TokenStore) -> None:
+    def epoch(seed: int, number: int) -> tuple[int, ...]:
+        lanes = streams(store, seed=seed)
+        steps = range(number * lanes.windows_per_epoch, (number + 1) * lanes.windows_per_epoch)
+        return tuple(torch.cat([lanes.window(step).targets for step in steps], dim=1).flatten().tolist())
+
+    orders = {epoch(seed, number) for seed in range(3) for number in range(3)}
+    assert len(orders) == 9
+
+
+def test_the_first_window_is_fresh_and_begins_with_silence(store: TokenStore) -> None:
+    lanes = streams(store)
+    first = lanes.window(0)
+    assert first.fresh.all()
+    assert first.inputs[:, 0].tolist() == [START] * 3
+    for step in range(1, 3 * lanes.windows_per_epoch):
+        window = lanes.window(step)
+        assert not window.fresh.any()
+        # Only where lane 0 begins an epoch is there no token before.
+        assert (window.inputs[0, 0] == START) == (step % lanes.windows_per_epoch == 0)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 6])
+def test_resets_are_staggered_and_each_lane_is_reset_in_its_turn(store: TokenStore, every: int) -> None:
+    lanes = streams(store, reset_every_windows=every)
+    fresh = torch.stack([lanes.window(step).fresh for step in range(10 * every + 1)])
+    for lane in range(3):
+        turns = fresh[1:, lane].nonzero().flatten()
+        assert len(turns) == 10
+        assert every == 1 or set(turns.diff().tolist()) == {every}
+    at_once = fresh[1:].sum(dim=1).max()
+    assert at_once <= -(-3 // every)
+    for step in range(1, 2 * every):
+        window = lanes.window(step)
+        assert torch.equal(window.inputs[:, 0] == START, window.fresh)
+        assert torch.equal(window.targets, streams(store).window(step).targets), "a reset drops no token"
+
+
+def test_a_message_can_name_the_recordings(store: TokenStore) -> None:
+    lanes = streams(store)
+    by_token = {
+        100 + recording.offset + i: recording.name
+        for recording in store.recordings("train")
+        for i in range(recording.length)
+    }
+    for step in range(2 * lanes.windows_per_epoch):
+        assert lanes.recordings_at(step) == tuple(by_token[int(row[0])] for row in lanes.window(step).targets)
+
+
+def test_a_split_too_small_is_refused_with_the_numbers(store: TokenStore) -> None:
+    with pytest.raises(InputError, match=r"batch_size=4 x training.window_length=77 needs at least 308 tokens.*304"):
+        streams(store, num_lanes=4, window_length=77)
+    with pytest.raises(InputError, match=r"batch_size=400"):
+        streams(store, num_lanes=400)
+
+
+def test_a_store_from_recordings_streams_too(store_path: Path) -> None:
+    store = TokenStore.open(store_path)
+    lanes = streams(store, num_lanes=2, window_length=512, reset_every_windows=4)
+    window = lanes.window(5)
+    assert window.inputs.shape == (2, 512)
+    assert 0 <= window.inputs.min() <= window.inputs.max() < 256

@@ -1,0 +1,430 @@
+"""Training goes on as if it had never stopped, survives what is not finite, and refuses to mix runs."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_ct.audio.mu_law import silence_token
+from audio_ct.errors import InputError, MissingError, NotFiniteError
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import ModelOutput, State, select_lanes
+from audio_ct.models.wavenet import WaveNet
+from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.streams import Streams
+from audio_ct.training import checkpoint, loop
+from audio_ct.training.loop import train
+from audio_ct.training.optimizer import make_optimizer
+
+LANES, WINDOW = 2, 32
+COMPRESSIVE = """
+  kind: compressive_transformer
+  num_layers: 2
+  d_model: 16
+  num_heads: 2
+  d_ff: 32
+  segment_length: 16
+  memory_length: 16
+  compressed_memory_length: 8
+  compression_rate: 4
+  front_dilations: [1, 2]
+  short_convolution_width: 3
+"""
+WAVENET = """
+  kind: wavenet
+  num_stacks: 1
+  layers_per_stack: 4
+  residual_channels: 16
+  skip_channels: 16
+"""
+MODELS = {"compressive_transformer": COMPRESSIVE, "wavenet": WAVENET}
+
+
+def recipe(store: Path, model: str = COMPRESSIVE, *overrides: str, steps: int = 12) -> Recipe:
+    text = f"""
+name: tiny
+seed: 3
+corpus: {{store: {json.dumps(str(store))}}}
+model: {model}
+optimizer: {{learning_rate: 1e-2, warmup_steps: 3, weight_decay: 0.01}}
+training:
+  batch_size: {LANES}
+  window_length: {WINDOW}
+  max_tokens: {steps * LANES * WINDOW}
+  precision: float32
+  reset_every_windows: 5
+  log_every_windows: 4
+evaluation: {{batch_size: 2, window_length: 4096, max_validation_tokens: 1000}}
+tracking: {{enabled: false}}
+"""
+    return parse_recipe(text, overrides)
+
+
+def assert_identical(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_identical(one, other, f"{where}.{index}")
+    else:
+        assert a == b, where
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    """Everything that the next step depends on is the same, bit for bit; wall clock times may differ."""
+    one, other = checkpoint.load(a), checkpoint.load(b)
+    assert one.manifest.step == other.manifest.step
+    assert_identical(one.weights, other.weights, "weights")
+    assert_identical(one.state, other.state, "state")
+    clocks = {"seconds"}
+    assert one.training is not None
+    assert other.training is not None
+    for key in one.training.keys() | other.training.keys() - clocks:
+        if key not in clocks:
+            assert_identical(one.training[key], other.training[key], key)
+    assert one.manifest.validation_bits_per_sample == other.manifest.validation_bits_per_sample
+
+
+def record(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("schedule", ["{0: 1}", "{0: 1, 4: 2}", "{0: 3}"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path, kind: str, schedule: str) -> None:
+    setting = f"training.update_every={schedule}"
+    whole = train(recipe(store_path, MODELS[kind], setting), tmp_path / "whole")
+    first = train(recipe(store_path, MODELS[kind], setting, steps=5), tmp_path / "parts")
+    assert checkpoint.read_manifest(first).step < 12
+    second = train(recipe(store_path, MODELS[kind], setting), tmp_path / "parts", resume=True)
+    assert_same_checkpoint(whole, second)
+
+    def training_lines(folder: Path) -> list[dict[str, Any]]:
+        lines = [line for line in record(folder) if line.get("training_bits_per_sample") is not None]
+        return [{k: v for k, v in line.items() if "per_second" not in k and "time" not in k} for line in lines]
+
+    assert training_lines(tmp_path / "whole") == training_lines(tmp_path / "parts")
+    assert len(training_lines(tmp_path / "whole")) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_window_with_a_checkpoint_to_go_on_from(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole = train(recipe(store_path), tmp_path / "whole")
+    handler = signal.getsignal(number)
+    read = Streams.window
+    with monkeypatch.context() as patch:
+
+        def window_and_signal(self: Streams, step: int) -> Any:
+            if step == 6:
+                os.kill(os.getpid(), number)
+            return read(self, step)
+
+        patch.setattr(Streams, "window", window_and_signal)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(store_path), tmp_path / "stopped")
+    assert checkpoint.read_manifest(checkpoint.find(tmp_path / "stopped", "newest")).step == 7
+    assert signal.getsignal(number) is handler
+    assert_same_checkpoint(whole, train(recipe(store_path), tmp_path / "stopped", resume=True))
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = recipe(store_path, COMPRESSIVE, "training.checkpoint_every_windows=4")
+    whole = train(often, tmp_path / "whole")
+    read = Streams.window
+    with monkeypatch.context() as patch:
+
+        def window_or_die(self: Streams, step: int) -> Any:
+            if step == 7:
+                raise RuntimeError("power cut")
+            return read(self, step)
+
+        patch.setattr(Streams, "window", window_or_die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(often, tmp_path / "died")
+    assert_same_checkpoint(whole, train(often, tmp_path / "died", resume=True))
+
+
+def test_resuming_a_finished_run_changes_nothing(store_path: Path, tmp_path: Path) -> None:
+    finished = train(recipe(store_path, steps=4), tmp_path)
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    assert train(recipe(store_path, steps=4), tmp_path, resume=True) == finished
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_the_loop_against_a_slow_reading_of_it(store_path: Path, tmp_path: Path) -> None:
+    settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
+    got = checkpoint.load(train(settings, tmp_path))
+
+    store = TokenStore.open(store_path)
+    silence = silence_token(8)
+    streams = Streams(
+        store, "train", num_lanes=LANES, window_length=WINDOW, seed=3, reset_every_windows=5, start_token=silence
+    )
+    torch.manual_seed(3)
+    model = build_model(settings.model, 256).train()
+    optimizer = make_optimizer(model, settings.optimizer)
+    initial = model.initial_state(LANES)
+    state = initial
+    for update in range(6):
+        gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
+        for step in (2 * update, 2 * update + 1):
+            window = streams.window(step)
+            state = select_lanes(window.fresh, initial, state)
+            output = model(window.inputs, state)
+            state = output.state
+            loss = -output.logits.log_softmax(-1).gather(-1, window.targets[..., None]).mean()
+            loss = loss + output.auxiliary_losses["attention_reconstruction"]
+            for gradient, one in zip(gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+                gradient += one / 2
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient * min(1.0, 0.5 / norm)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1.0, (2 * update + 2) / 3)
+        optimizer.step()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(got.weights[name], weight, atol=1e-4, rtol=1e-3)
+    assert got.state is not None
+    assert got.state.keys() == state.keys()
+
+
+def test_training_lowers_the_loss_and_says_so(store_path: Path, tmp_path: Path) -> None:
+    train(recipe(store_path, WAVENET, steps=60), tmp_path)
+    lines = [line for line in record(tmp_path) if line.get("training_bits_per_sample") is not None]
+    assert lines[0]["training_bits_per_sample"] > lines[-1]["training_bits_per_sample"] + 0.5
+    assert [line["step"] for line in lines] == list(range(4, 61, 4))
+    assert lines[-1]["tokens"] == 60 * LANES * WINDOW
+    assert lines[-1]["updates_not_finite"] == 0
+    assert any(line.get("validation_bits_per_sample") for line in record(tmp_path))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_float16_with_scaling_trains(store_path: Path, tmp_path: Path, kind: str) -> None:
+    found = train(recipe(store_path, MODELS[kind], "training.precision=float16", steps=40), tmp_path)
+    loaded = checkpoint.load(found)
+    assert all(tensor.isfinite().all() for tensor in loaded.weights.values())
+    assert loaded.training is not None
+    assert loaded.training["scaler"]["scale"] > 0
+    lines = [line for line in record(tmp_path) if line.get("training_bits_per_sample") is not None]
+    assert lines[-1]["training_bits_per_sample"] < 7.8
+    assert lines[-1]["updates_not_finite"] < 5
+
+
+def test_bfloat16_trains(store_path: Path, tmp_path: Path) -> None:
+    found = train(recipe(store_path, COMPRESSIVE, "training.precision=bfloat16", steps=4), tmp_path)
+    weights = checkpoint.load(found).weights
+    assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+def poison(patch: pytest.MonkeyPatch, steps: set[int], *, state_too: bool = False) -> None:
+    """Make the models' training forward pass give NaN at these calls, in lane 1 of its state too."""
+    for kind in (CompressiveTransformer, WaveNet):
+
+        def forward(self: Any, tokens: Tensor, state: State, healthy: Any = kind.forward) -> ModelOutput:
+            output = healthy(self, tokens, state)
+            if not self.training:
+                return output
+            self.calls = getattr(self, "calls", -1) + 1
+            if self.calls not in steps:
+                return output
+            spoilt = dict(output.state)
+            for name, tensor in output.state.items():
+                if state_too and tensor.is_floating_point() and tensor.numel():
+                    spoilt[name] = tensor.clone()
+                    spoilt[name][1] = math.nan
+            return ModelOutput(output.logits * math.nan, spoilt, output.auxiliary_losses)
+
+        patch.setattr(kind, "forward", forward)
+
+
+@pytest.mark.parametrize("state_too", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_nan_never_reaches_parameters_or_states(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str, state_too: bool
+) -> None:
+    poison(monkeypatch, {2, 3, 6}, state_too=state_too)
+    settings = recipe(store_path, MODELS[kind], f"training.precision={precision}", steps=10)
+    loaded = checkpoint.load(train(settings, tmp_path))
+    assert loaded.state is not None
+    assert loaded.training is not None
+    for tensor in (*loaded.weights.values(), *loaded.state.values()):
+        assert tensor.isfinite().all()
+    assert loaded.training["not_finite"] >= 3
+    assert all(value is None or math.isfinite(value) for line in record(tmp_path) for value in line.values() if
+               isinstance(value, float))
+
+
+def test_a_skipped_update_leaves_the_parameters_as_they_were(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = checkpoint.load(train(recipe(store_path, steps=3), tmp_path / "three"))
+    poison(monkeypatch, {3, 4})
+    five = checkpoint.load(train(recipe(store_path, steps=5), tmp_path / "five"))
+    assert_identical(three.weights, five.weights)
+
+
+def test_one_nan_among_accumulated_windows_drops_the_update(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = "training.update_every={0: 2}"
+    two = checkpoint.load(train(recipe(store_path, COMPRESSIVE, setting, steps=2), tmp_path / "two"))
+    poison(monkeypatch, {2})
+    four = checkpoint.load(train(recipe(store_path, COMPRESSIVE, setting, steps=4), tmp_path / "four"))
+    assert_identical(two.weights, four.weights)
+
+
+def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {1, 4, 5, 6})
+    settings = recipe(
+        store_path, COMPRESSIVE, "training.max_not_finite=3", "training.checkpoint_every_windows=4", steps=20
+    )
+    with pytest.raises(NotFiniteError, match=r"3 updates in a row, last at step 6 on recordings .*[abc]/\d.*1e-2|0.01"):
+        train(settings, tmp_path)
+    assert all(
+        tensor.isfinite().all()
+        for tensor in checkpoint.load(checkpoint.find(tmp_path, "newest")).weights.values()
+    )
+
+
+def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:
+    train(recipe(store_path, WAVENET, steps=2), tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="already holds a run; add --resume or name another folder"):
+        train(recipe(store_path, WAVENET, steps=4), tmp_path / "run")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(MissingError, match="nothing can be resumed"):
+        train(recipe(store_path, WAVENET, steps=4), tmp_path / "other", resume=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_resuming_an_empty_folder_begins(store_path: Path, tmp_path: Path) -> None:
+    assert checkpoint.read_manifest(train(recipe(store_path, WAVENET, steps=2), tmp_path, resume=True)).step == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.d_ff=48", "model.d_ff=48 was 32"),
+        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate=0.001 was 0.01"),
+        ("training.batch_size=4", "training.batch_size=4 was 2"),
+        ("training.update_every={0: 1, 9: 2}", "training.update_every="),
+        ("seed=4", "seed=4 was 3"),
+        ("corpus.clip_seconds=1.0", "corpus.clip_seconds=1.0 was None"),
+    ],
+)
+def test_a_resumed_run_must_be_the_same_run(
+    store_path: Path, tmp_path: Path, change: str, message: str, tiny_run: Path
+) -> None:
+    before = (tiny_run / "recipe.yaml").read_bytes()
+    with pytest.raises(InputError, match=message):
+        train(recipe(store_path, COMPRESSIVE, change), tiny_run, resume=True)
+    assert (tiny_run / "recipe.yaml").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def tiny_run(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(recipe(store_path, steps=2), folder)
+    return folder
+
+
+def test_a_resumed_run_may_change_what_the_next_window_does_not_depend_on(store_path: Path, tmp_path: Path) -> None:
+    train(recipe(store_path, WAVENET, steps=2), tmp_path)
+    settings = recipe(store_path, WAVENET, "name=other", "training.log_every_windows=1", "evaluation.batch_size=1")
+    assert checkpoint.read_manifest(train(settings, tmp_path, resume=True)).step == 12
+
+
+def test_another_store_is_refused_and_a_moved_one_is_not(
+    store_path: Path, recordings_folder: Path, tmp_path: Path, tiny_run: Path
+) -> None:
+    import shutil
+
+    from data_prep.folder import prepare
+    from data_prep.skeleton import PrepOptions
+
+    prepare(recordings_folder, tmp_path / "other", options=PrepOptions(seed=5))
+    with pytest.raises(InputError, match="is not the store that .* was trained on"):
+        train(recipe(tmp_path / "other", steps=3), tiny_run, resume=True)
+    shutil.copytree(store_path, tmp_path / "moved")
+    shutil.copytree(tiny_run, tmp_path / "run")
+    assert checkpoint.read_manifest(train(recipe(tmp_path / "moved", steps=3), tmp_path / "run", resume=True)).step == 3
+
+
+def test_learning_one_clip_by_heart(store_path: Path, tmp_path: Path) -> None:
+    found = train(recipe(store_path, WAVENET, "corpus.clip_seconds=0.3", steps=3), tmp_path)
+    digest = TokenStore.open(store_path).digest
+    assert checkpoint.read_manifest(found).store_digest == f"{digest}-clip-7200"
+
+
+def test_samples_are_made_while_training(store_path: Path, tmp_path: Path) -> None:
+    overrides = ["training.sample_every_windows=2", "sampling.seconds=0.01", "sampling.num_samples=2"]
+    train(recipe(store_path, WAVENET, *overrides, steps=3), tmp_path)
+    names = {path.name for path in (tmp_path / "samples").iterdir()}
+    for stem in ("step-00000002-00", "step-00000002-01", "step-00000003-00"):
+        assert names >= {f"{stem}.wav", f"{stem}.json", f"{stem}.png"}
+
+
+def test_compiling_is_the_recipes_choice(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def compile_nothing(model: torch.nn.Module) -> torch.nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(loop.torch, "compile", compile_nothing)
+    train(recipe(store_path, WAVENET, steps=1), tmp_path / "plain")
+    assert compiled == []
+    train(recipe(store_path, WAVENET, "training.compile=true", steps=1), tmp_path / "compiled")
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_sigterm_to_the_real_command_and_resume(store_path: Path, tmp_path: Path, kind: str) -> None:
+    settings = recipe(
+        store_path, MODELS[kind], "training.num_threads=1", "training.log_every_windows=1", steps=100_000
+    )
+    (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
+
+    def command(folder: str, *more: str) -> list[str]:
+        arguments = ["train", str(tmp_path / "recipe.yaml"), "--run-dir", str(tmp_path / folder), *more]
+        return [sys.executable, "-c", "from audio_ct.cli import main; main()", *arguments]
+
+    process = subprocess.Popen(command("stopped"))
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_bytes().count(b"\n") > 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 130
+    step = checkpoint.read_manifest(checkpoint.find(tmp_path / "stopped", "newest")).step
+    length = f"training.max_tokens={(step + 7) * LANES * WINDOW}"
+    subprocess.run(command("stopped", "--resume", "--set", length), check=True, timeout=120)
+    subprocess.run(command("whole", "--set", length), check=True, timeout=120)
+    assert_same_checkpoint(
+        checkpoint.find(tmp_path / "whole", "newest"), checkpoint.find(tmp_path / "stopped", "newest")
+    )
