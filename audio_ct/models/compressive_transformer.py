@@ -131,6 +131,11 @@ class CompressiveTransformer(TokenModel):
         state["offset"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
 
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Return the compression functions' parameters (see the base class)."""
+        functions = [layer.compression for layer in self.layers if layer.compression is not None]
+        return [parameter for function in functions for parameter in function.parameters()]
+
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"

@@ -59,6 +59,10 @@ class TokenModel(nn.Module, ABC):
             Logits, the new state and auxiliary losses. Cutting a stream into other windows gives the same logits.
         """
 
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
+        return []
+
     @abstractmethod
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
         """Read one token of every lane; the same numbers as `forward`, to rounding.

@@ -1,6 +1,7 @@
 """Ancestral sampling by the cached step: a batch of independent waveforms, handed out as they are made."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Int
@@ -56,9 +57,21 @@ def generate(
         length = min(BLOCK_SAMPLES, num_samples - begin)
         uniforms = torch.stack([torch.rand(length, generator=generator) for generator in generators], dim=1).to(device)
         block = torch.empty(num_waveforms, length, dtype=torch.int64, device=device)
-        for t in range(length):
-            probabilities = filtered_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            block[:, t] = draw(probabilities, uniforms[t])
-            if begin + t + 1 < num_samples:
-                logits, state = model.step(block[:, t], state)
+        with _one_thread():
+            for t in range(length):
+                probabilities = filtered_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                block[:, t] = draw(probabilities, uniforms[t])
+                if begin + t + 1 < num_samples:
+                    logits, state = model.step(block[:, t], state)
         yield block.cpu()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one CPU thread: a step's matrices are so small that threads cost more in meeting than they save."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
