@@ -28,7 +28,7 @@ class RelativeAttention(nn.Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        d_head = d_model // num_heads
+        self.d_head = d_head = d_model // num_heads
         self.num_sinusoids = d_head + d_head % 2
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
@@ -47,24 +47,26 @@ class RelativeAttention(nn.Module):
 
     def keys_values(
         self, context: Float[Tensor, "b s m"], sinusoids: Float[Tensor, "s sinusoids"]
-    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b h s d"]]:
-        """Return keys [k ; cos wj ; sin wj] and values of a context whose positions gave `sinusoids`."""
+    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b h s e"]]:
+        """Return keys [k ; cos wj ; sin wj] and values [v ; 0] of a context whose positions gave `sinusoids`.
+
+        Values are as wide as keys because fused kernels want it so.
+        """
         k_BHSD, v_BHSD = (self._heads(part) for part in self.key_value(context).chunk(2, dim=-1))
         sinusoids_BHSS = sinusoids.to(k_BHSD.dtype).expand(*k_BHSD.shape[:2], *sinusoids.shape)
-        return torch.cat([k_BHSD, sinusoids_BHSS], dim=-1), v_BHSD
+        return torch.cat([k_BHSD, sinusoids_BHSS], dim=-1), F.pad(v_BHSD, (0, self.num_sinusoids))
 
     def attend(
         self,
         q: Float[Tensor, "b h t e"],
         k: Float[Tensor, "b h s e"],
-        v: Float[Tensor, "b h s d"],
+        v: Float[Tensor, "b h s e"],
         mask: Float[Tensor, "t s"] | None,
     ) -> Float[Tensor, "b t m"]:
         """Return the attention's output, through the output projection; without a mask a query sees every key."""
         mask = None if mask is None else mask.to(q.dtype)
-        # Fused kernels want values as wide as keys.
-        v_BHSE = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
-        out_BHTD = F.scaled_dot_product_attention(q, k, v_BHSE, attn_mask=mask, scale=1.0)[..., : v.shape[-1]]
+        out_BHTE = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        out_BHTD = out_BHTE[..., : self.d_head]
         return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
 
     def _heads(self, x: Tensor) -> Tensor:

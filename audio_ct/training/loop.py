@@ -75,7 +75,8 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
     try:
         with _signals() as stop, Progress(recipe.name, run.num_steps, run.step, run.tokens_per_step) as progress:
             forward = torch.compile(run.model) if recipe.training.compile else run.model
-            while run.step < run.num_steps and not (stop.is_set() and run.between_updates):
+            # Never leave between two updates: the gradient so far would be in no checkpoint.
+            while not run.between_updates or (run.step < run.num_steps and not stop.is_set()):
                 began = time.perf_counter()
                 window = run.streams.window(run.step)
                 if window.fresh.any():
@@ -302,7 +303,8 @@ def _update(run: _Run) -> None:
     else:
         run.not_finite += 1
         run.not_finite_in_a_row += 1
-        finite = torch.stack([tensor.isfinite().flatten(1).all(dim=1) for tensor in run.state.values()]).all(dim=0)
+        lanes = run.recipe.training.batch_size
+        finite = torch.stack([tensor.isfinite().reshape(lanes, -1).all(dim=1) for tensor in run.state.values()]).all(dim=0)
         run.state = select_lanes(finite, run.state, run.initial_state)
         run.meter = _Meter()
     run.scaler.update()

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import ModelOutput, State, select_lanes
 from audio_ct.models.wavenet import WaveNet
 from audio_ct.recipe import Recipe, build_model, parse_recipe
-from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.store import Recording, TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint, loop
 from audio_ct.training.loop import train
@@ -50,6 +52,17 @@ WAVENET = """
 MODELS = {"compressive_transformer": COMPRESSIVE, "wavenet": WAVENET}
 
 
+@pytest.fixture(autouse=True)
+def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validate on the beginnings of recordings only."""
+    choose = loop.choose_recordings
+
+    def beginnings(*arguments: Any) -> tuple[Recording, ...]:
+        return tuple(replace(recording, length=100) for recording in choose(*arguments))
+
+    monkeypatch.setattr(loop, "choose_recordings", beginnings)
+
+
 def recipe(store: Path, model: str = COMPRESSIVE, *overrides: str, steps: int = 12) -> Recipe:
     text = f"""
 name: tiny
@@ -64,7 +77,7 @@ training:
   precision: float32
   reset_every_windows: 5
   log_every_windows: 4
-evaluation: {{batch_size: 2, window_length: 4096, max_validation_tokens: 1000}}
+evaluation: {{batch_size: 2, window_length: 64, cold_start_samples: 16}}
 tracking: {{enabled: false}}
 """
     return parse_recipe(text, overrides)
@@ -118,7 +131,9 @@ def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path
 
     def training_lines(folder: Path) -> list[dict[str, Any]]:
         lines = [line for line in record(folder) if line.get("training_bits_per_sample") is not None]
-        return [{k: v for k, v in line.items() if "per_second" not in k and "time" not in k} for line in lines]
+        # Between a resumption and its first update no gradient's norm is known.
+        other = ("tokens_per_second", "time", "gradient_norm")
+        return [{key: value for key, value in line.items() if key not in other} for line in lines]
 
     assert training_lines(tmp_path / "whole") == training_lines(tmp_path / "parts")
     assert len(training_lines(tmp_path / "whole")) == 3
@@ -302,7 +317,7 @@ def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     settings = recipe(
         store_path, COMPRESSIVE, "training.max_not_finite=3", "training.checkpoint_every_windows=4", steps=20
     )
-    with pytest.raises(NotFiniteError, match=r"3 updates in a row, last at step 6 on recordings .*[abc]/\d.*1e-2|0.01"):
+    with pytest.raises(NotFiniteError, match=r"3 updates in a row, last at step 6 on recordings .*[abc]/\d"):
         train(settings, tmp_path)
     assert all(
         tensor.isfinite().all()
@@ -337,7 +352,7 @@ def test_resuming_an_empty_folder_begins(store_path: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_resumed_run_must_be_the_same_run(
-    store_path: Path, tmp_path: Path, change: str, message: str, tiny_run: Path
+    store_path: Path, change: str, message: str, tiny_run: Path
 ) -> None:
     before = (tiny_run / "recipe.yaml").read_bytes()
     with pytest.raises(InputError, match=message):
@@ -345,11 +360,10 @@ def test_a_resumed_run_must_be_the_same_run(
     assert (tiny_run / "recipe.yaml").read_bytes() == before
 
 
-@pytest.fixture(scope="module")
-def tiny_run(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(recipe(store_path, steps=2), folder)
-    return folder
+@pytest.fixture
+def tiny_run(store_path: Path, tmp_path: Path) -> Path:
+    train(recipe(store_path, steps=2), tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 def test_a_resumed_run_may_change_what_the_next_window_does_not_depend_on(store_path: Path, tmp_path: Path) -> None:
@@ -361,8 +375,6 @@ def test_a_resumed_run_may_change_what_the_next_window_does_not_depend_on(store_
 def test_another_store_is_refused_and_a_moved_one_is_not(
     store_path: Path, recordings_folder: Path, tmp_path: Path, tiny_run: Path
 ) -> None:
-    import shutil
-
     from data_prep.folder import prepare
     from data_prep.skeleton import PrepOptions
 
