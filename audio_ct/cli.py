@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -52,6 +53,11 @@ def _refuse(message: str) -> int:
     for line in message.splitlines():
         print(f"audio-ct: {line}", file=sys.stderr)
     return 2
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds={seconds} must be above 0.")
 
 
 def _version(wanted: bool) -> None:
@@ -166,7 +172,9 @@ def sample(
     out: Out,
     num: Annotated[int, typer.Option(help="Waveforms, made side by side.")] = 1,
     seconds: Annotated[float, typer.Option(help="Length of each, without the prompt.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first waveform; the next ones take the next numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Of the first waveform; the next ones take the next numbers.")
+    ] = 0,
     temperature: Annotated[float, typer.Option(help="1 is the model's own distribution.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
@@ -181,6 +189,7 @@ def sample(
     from audio_ct.sampling.prompt import read_prompt
     from audio_ct.sampling.writing import write_samples
 
+    _check_seconds(seconds)
     check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
     device = choose_device()
     model = load(checkpoint, device)
@@ -192,7 +201,7 @@ def sample(
         written = write_samples(
             model.model,
             out,
-            stem=model.recipe.name,
+            stem=model.recipe.name.replace("/", "-"),
             sample_rate_hz=model.sample_rate_hz,
             bits=model.bits,
             num_waveforms=num,
@@ -216,7 +225,7 @@ def sample(
 def evaluate(
     checkpoint: CheckpointPath,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[int | None, typer.Option(help="Whole recordings up to about so many samples.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
     cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
     store: StorePath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -244,17 +253,18 @@ def compare(
     checkpoints: Annotated[list[Path], typer.Argument(help="Two or more checkpoints or run folders.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[int | None, typer.Option(help="Whole recordings up to about so many samples.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
     cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the waveforms and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the waveforms and the bootstrap.")] = 0,
     store: StorePath = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
 ) -> None:
     """Put checkpoints side by side on one page, to read and to hear."""
-    if num < 1 or seconds <= 0:
-        raise InputError(f"num={num} and seconds={seconds} must be positive.")
+    _check_seconds(seconds)
+    if num < 1:
+        raise InputError(f"num={num} must be at least 1.")
     from audio_ct.evaluation.comparison import ComparisonOptions
     from audio_ct.evaluation.comparison import compare as run_comparison
     from audio_ct.pretrained import choose_device

@@ -191,7 +191,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, every default written out, as text that `parse_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -222,7 +222,8 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "recip
     """Return the recipe in a text; see `load_recipe`."""
     try:
         values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter
-    except yaml.YAMLError as error:
+    # What looks like a date or a number but is none raises a plain ValueError.
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{name}: holds {type(values).__name__}, must hold keys like those in recipes/demo/.")
@@ -243,6 +244,8 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ConstructorError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise ConstructorError(None, None, "tags (!name) are not allowed", self.peek_event().start_mark)
         self.depth += 1
         if self.depth > 20:
             raise ConstructorError(None, None, "nested deeper than 20 levels", self.peek_event().start_mark)
@@ -261,12 +264,17 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes the text that `_StrictLoader` would take for a number."""
+
+
 # YAML 1.2's floats; PyYAML follows 1.1, where 3e-4 is text.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+for _kind in (_StrictLoader, _StrictDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 def _read_override(override: str) -> dict[str, Any]:
@@ -292,7 +300,9 @@ def _describe(fault: Any) -> str:
     """Return one fault as name, value, rule and, where a key is unknown, the nearest right one."""
     # The discriminator's value stands in the location of a model's fault; users know no such key.
     kinds = {get_args(kind.model_fields["kind"].annotation)[0] for kind in _model_kinds()}
-    location = [str(part) for part in fault["loc"] if str(part) not in kinds]
+    location = [str(part) for part in fault["loc"]]
+    if location[:1] == ["model"]:
+        location[1:2] = [part for part in location[1:2] if part not in kinds]
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_at(fault["loc"][:-1]), n=1, cutoff=0.5)

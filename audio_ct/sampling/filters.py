@@ -38,7 +38,8 @@ def filtered_probabilities(
     if temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    # Seen from the likeliest token no logit overflows, however small the temperature.
+    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
     if top_k is not None and top_k < probabilities.shape[-1]:
         kept = probabilities.topk(top_k, dim=-1)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, kept.indices, kept.values)

@@ -1,5 +1,6 @@
 """Prompts: recordings that a model continues."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ def read_prompt(
     Raises:
         InputError: if nothing is left or the file cannot be read.
     """
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise InputError(f"prompt-seconds={max_seconds} must be above 0; leave it out to keep the whole prompt.")
     tokens = encode(torch.from_numpy(read(path, sample_rate_hz)), bits).long()
     if max_seconds is not None:
         tokens = tokens[: round(max_seconds * sample_rate_hz)]

@@ -21,6 +21,7 @@ from audio_ct.evaluation.waveform_statistics import check
 from audio_ct.models.interface import TokenModel
 from audio_ct.provenance import commit
 from audio_ct.sampling.engine import generate
+from audio_ct.sampling.filters import check_filters
 
 MAX_SECONDS = 36_000
 
@@ -91,13 +92,17 @@ def write_samples(
     Raises:
         InputError: for a length, number or filter out of range, an unknown format or an existing file.
     """
-    num_samples = round(seconds * sample_rate_hz)
-    if not 0 < seconds <= MAX_SECONDS or num_samples == 0:
+    if not 0 < seconds <= MAX_SECONDS or round(seconds * sample_rate_hz) == 0:
         raise InputError(f"seconds={seconds} must be above 0 and at most {MAX_SECONDS}.")
     if not 1 <= num_waveforms <= 4096:
         raise InputError(f"num={num_waveforms} must be from 1 to 4096; ask for more in several runs.")
+    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
+    num_samples = round(seconds * sample_rate_hz)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}-{i:02d}.{audio_format}" for i in range(num_waveforms)]
+    for path in (each for path in paths for each in (path, path.with_suffix(".json"))):
+        if path.exists() and not overwrite:
+            raise InputError(f"{str(path)!r} exists already; choose another name or ask to overwrite.")
     filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     blocks = generate(
         model,

@@ -304,7 +304,9 @@ def _update(run: _Run) -> None:
         run.not_finite += 1
         run.not_finite_in_a_row += 1
         lanes = run.recipe.training.batch_size
-        finite = torch.stack([tensor.isfinite().reshape(lanes, -1).all(dim=1) for tensor in run.state.values()]).all(dim=0)
+        finite = torch.stack([tensor.isfinite().reshape(lanes, -1).all(dim=1) for tensor in run.state.values()]).all(
+            dim=0
+        )
         run.state = select_lanes(finite, run.state, run.initial_state)
         run.meter = _Meter()
     run.scaler.update()

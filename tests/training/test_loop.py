@@ -26,7 +26,6 @@ from audio_ct.tokens.store import Recording, TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint, loop
 from audio_ct.training.loop import train
-from audio_ct.training.optimizer import make_optimizer
 
 LANES, WINDOW = 2, 32
 COMPRESSIVE = """
@@ -187,7 +186,11 @@ def test_resuming_a_finished_run_changes_nothing(store_path: Path, tmp_path: Pat
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_the_loop_against_a_slow_reading_of_it(store_path: Path, tmp_path: Path) -> None:
+def test_the_loop_against_a_slow_reading_of_it(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Adam turns rounding of a gradient near 0 into a visible step; plain descent does not.
+    monkeypatch.setattr(loop, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0))
     settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
     got = checkpoint.load(train(settings, tmp_path))
 
@@ -198,7 +201,6 @@ def test_the_loop_against_a_slow_reading_of_it(store_path: Path, tmp_path: Path)
     )
     torch.manual_seed(3)
     model = build_model(settings.model, 256).train()
-    optimizer = make_optimizer(model, settings.optimizer)
     initial = model.initial_state(LANES)
     state = initial
     for update in range(6):
@@ -214,12 +216,9 @@ def test_the_loop_against_a_slow_reading_of_it(store_path: Path, tmp_path: Path)
                 gradient += one / 2
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient * min(1.0, 0.5 / norm)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * min(1.0, (2 * update + 2) / 3)
-        optimizer.step()
+            parameter.data -= 1e-2 * min(1.0, (2 * update + 2) / 3) * min(1.0, 0.5 / norm) * gradient
     for name, weight in model.state_dict().items():
-        torch.testing.assert_close(got.weights[name], weight, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(got.weights[name], weight, atol=1e-5, rtol=0)
     assert got.state is not None
     assert got.state.keys() == state.keys()
 
@@ -287,8 +286,12 @@ def test_nan_never_reaches_parameters_or_states(
     for tensor in (*loaded.weights.values(), *loaded.state.values()):
         assert tensor.isfinite().all()
     assert loaded.training["not_finite"] >= 3
-    assert all(value is None or math.isfinite(value) for line in record(tmp_path) for value in line.values() if
-               isinstance(value, float))
+    assert all(
+        value is None or math.isfinite(value)
+        for line in record(tmp_path)
+        for value in line.values()
+        if isinstance(value, float)
+    )
 
 
 def test_a_skipped_update_leaves_the_parameters_as_they_were(
@@ -320,8 +323,7 @@ def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     with pytest.raises(NotFiniteError, match=r"3 updates in a row, last at step 6 on recordings .*[abc]/\d"):
         train(settings, tmp_path)
     assert all(
-        tensor.isfinite().all()
-        for tensor in checkpoint.load(checkpoint.find(tmp_path, "newest")).weights.values()
+        tensor.isfinite().all() for tensor in checkpoint.load(checkpoint.find(tmp_path, "newest")).weights.values()
     )
 
 
@@ -351,9 +353,7 @@ def test_resuming_an_empty_folder_begins(store_path: Path, tmp_path: Path) -> No
         ("corpus.clip_seconds=1.0", "corpus.clip_seconds=1.0 was None"),
     ],
 )
-def test_a_resumed_run_must_be_the_same_run(
-    store_path: Path, change: str, message: str, tiny_run: Path
-) -> None:
+def test_a_resumed_run_must_be_the_same_run(store_path: Path, change: str, message: str, tiny_run: Path) -> None:
     before = (tiny_run / "recipe.yaml").read_bytes()
     with pytest.raises(InputError, match=message):
         train(recipe(store_path, COMPRESSIVE, change), tiny_run, resume=True)
@@ -379,7 +379,7 @@ def test_another_store_is_refused_and_a_moved_one_is_not(
     from data_prep.skeleton import PrepOptions
 
     prepare(recordings_folder, tmp_path / "other", options=PrepOptions(seed=5))
-    with pytest.raises(InputError, match="is not the store that .* was trained on"):
+    with pytest.raises(InputError, match=r"is not the store that .* was trained on"):
         train(recipe(tmp_path / "other", steps=3), tiny_run, resume=True)
     shutil.copytree(store_path, tmp_path / "moved")
     shutil.copytree(tiny_run, tmp_path / "run")
@@ -417,9 +417,7 @@ def test_compiling_is_the_recipes_choice(store_path: Path, tmp_path: Path, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_sigterm_to_the_real_command_and_resume(store_path: Path, tmp_path: Path, kind: str) -> None:
-    settings = recipe(
-        store_path, MODELS[kind], "training.num_threads=1", "training.log_every_windows=1", steps=100_000
-    )
+    settings = recipe(store_path, MODELS[kind], "training.num_threads=1", "training.log_every_windows=1", steps=100_000)
     (tmp_path / "recipe.yaml").write_text(settings.to_yaml())
 
     def command(folder: str, *more: str) -> list[str]:

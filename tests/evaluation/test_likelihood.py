@@ -1,0 +1,135 @@
+"""Bits per sample against one recording at a time, one step at a time, however the work is batched."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from audio_ct.errors import InputError
+from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import TokenModel
+from audio_ct.models.wavenet import WaveNet
+from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+
+LENGTHS = [40, 3, 25, 16, 1, 33, 12]
+START = 8
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    offsets = np.cumsum([0, *LENGTHS])
+    tokens = np.random.default_rng(0).integers(0, 16, offsets[-1]).astype(np.uint8)
+    rows = [
+        Recording(f"r{i}", "a", f"{i}.wav", None, 0, int(offset), length)
+        for i, (offset, length) in enumerate(zip(offsets[:-1], LENGTHS, strict=True))
+    ]
+    path = tmp_path_factory.mktemp("likelihood") / "store"
+    with TokenStoreBuilder(path, sample_rate_hz=24_000, bits=4, metadata={}) as builder:
+        for split in ("train", "validation", "test"):
+            builder.add_shard(split, tokens, rows)
+        return builder.commit()
+
+
+@pytest.fixture(scope="module", params=["compressive_transformer", "wavenet"])
+def model(request: pytest.FixtureRequest) -> TokenModel:
+    torch.manual_seed(0)
+    if request.param == "wavenet":
+        return WaveNet(vocabulary_size=16, num_stacks=2, layers_per_stack=3, residual_channels=8, skip_channels=8)
+    return CompressiveTransformer(
+        vocabulary_size=16,
+        num_layers=2,
+        d_model=8,
+        num_heads=2,
+        d_ff=8,
+        segment_length=4,
+        memory_length=4,
+        compressed_memory_length=4,
+        compression_rate=2,
+        front_dilations=[1, 2],
+        short_convolution_width=2,
+    )
+
+
+def measure(
+    model: TokenModel, store: TokenStore, *, batch_size: int = 3, window_length: int = 8, cold: int = 10
+) -> Likelihood:
+    return likelihood(
+        model,
+        store,
+        "test",
+        store.recordings("test"),
+        start_token=START,
+        batch_size=batch_size,
+        window_length=window_length,
+        cold_start_samples=cold,
+        device=torch.device("cpu"),
+        precision=torch.float32,
+    )
+
+
+@torch.no_grad()
+def slowly(model: TokenModel, store: TokenStore) -> list[np.ndarray]:
+    """Return the bits of every sample of every recording, by single steps from a cold start."""
+    bits = []
+    for recording in store.recordings("test"):
+        tokens = store.tokens("test", recording).tolist()
+        state, row = model.initial_state(1), []
+        for before, token in zip([START, *tokens], tokens, strict=False):
+            logits, state = model.step(torch.tensor([before]), state)
+            row.append(-float(logits[0].double().log_softmax(-1)[token]) / math.log(2))
+        bits.append(np.array(row))
+    return bits
+
+
+@pytest.mark.parametrize("cold", [0, 10])
+def test_every_sample_once_and_the_cold_start_apart(model: TokenModel, store: TokenStore, cold: int) -> None:
+    expected = slowly(model, store)
+    result = measure(model, store, cold=cold)
+    assert result.names == tuple(f"r{i}" for i in range(len(LENGTHS)))
+    assert result.tokens.tolist() == [max(0, length - cold) for length in LENGTHS]
+    assert result.cold_tokens.tolist() == [min(cold, length) for length in LENGTHS]
+    np.testing.assert_allclose(result.bits, [row[cold:].sum() for row in expected], atol=1e-4)
+    np.testing.assert_allclose(result.cold_bits, [row[:cold].sum() for row in expected], atol=1e-4)
+    warm = np.concatenate([row[cold:] for row in expected])
+    assert result.bits_per_sample == pytest.approx(warm.mean(), abs=1e-5)
+    if cold:
+        assert result.cold_start_bits_per_sample == pytest.approx(
+            np.concatenate([row[:cold] for row in expected]).mean(), abs=1e-5
+        )
+    else:
+        assert result.cold_start_bits_per_sample is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+@pytest.mark.parametrize("window_length", [1, 12, 60])
+def test_batch_and_window_do_not_change_the_result(
+    model: TokenModel, store: TokenStore, batch_size: int, window_length: int
+) -> None:
+    expected = measure(model, store)
+    result = measure(model, store, batch_size=batch_size, window_length=window_length)
+    np.testing.assert_allclose(result.bits, expected.bits, atol=1e-4)
+    np.testing.assert_allclose(result.cold_bits, expected.cold_bits, atol=1e-4)
+    assert result.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_the_model_is_left_in_evaluation_mode_without_gradients(model: TokenModel, store: TokenStore) -> None:
+    model.train()
+    measure(model, store)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_cold_start_that_leaves_nothing_is_refused(model: TokenModel, store: TokenStore) -> None:
+    with pytest.raises(InputError, match="cold_start_samples=40 leaves nothing to score"):
+        measure(model, store, cold=40)
+    assert measure(model, store, cold=39).tokens.sum() == 1
+
+
+def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
+    everything = store.recordings("test")
+    for enough in (None, sum(LENGTHS), 10**9):
+        assert choose_recordings(store, "test", enough) == everything
+    assert choose_recordings(store, "test", 70) == everything[::2]
+    assert choose_recordings(store, "test", 1) == everything[:1]

@@ -1,0 +1,104 @@
+"""Sampling is the model's own distribution, step by step, and a waveform depends on its seed alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_ct.errors import InputError
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import TokenModel
+from audio_ct.models.wavenet import WaveNet
+from audio_ct.sampling import engine
+from audio_ct.sampling.engine import generate
+from audio_ct.sampling.filters import draw
+
+VOCABULARY, SILENCE = 16, 8
+
+
+@pytest.fixture(params=["compressive_transformer", "wavenet"])
+def model(request: pytest.FixtureRequest) -> TokenModel:
+    torch.manual_seed(0)
+    if request.param == "wavenet":
+        return WaveNet(
+            vocabulary_size=VOCABULARY, num_stacks=1, layers_per_stack=3, residual_channels=8, skip_channels=8
+        )
+    return CompressiveTransformer(
+        vocabulary_size=VOCABULARY,
+        num_layers=2,
+        d_model=8,
+        num_heads=2,
+        d_ff=8,
+        segment_length=4,
+        memory_length=4,
+        compressed_memory_length=3,
+        compression_rate=2,
+        front_dilations=[1, 2],
+    )
+
+
+def made(model: TokenModel, **settings: object) -> Tensor:
+    values = {"num_waveforms": 2, "num_samples": 21, "start_token": SILENCE, "seed": 0} | settings
+    return torch.cat(list(generate(model, **values)), dim=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [None, [1, 2, 3], [5] * 11])
+def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel, prompt: list[int] | None) -> None:
+    given = None if prompt is None else torch.tensor(prompt)
+    got = made(model, prompt=given)
+    for lane in range(2):
+        uniforms = torch.rand(21, generator=torch.Generator().manual_seed(lane))
+        past = torch.tensor([[SILENCE, *(prompt or []), *got[lane].tolist()]])
+        # Padded to whole segments: causality makes what follows irrelevant.
+        padded = torch.nn.functional.pad(past, (0, -past.shape[1] % 4))
+        with torch.no_grad():
+            predictions = model(padded, model.initial_state(1)).logits[0].softmax(-1)
+        begin = len(prompt or [])
+        assert got[lane].tolist() == draw(predictions[begin : begin + 21], uniforms).tolist()
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_others(model: TokenModel) -> None:
+    assert torch.equal(made(model), made(model))
+    assert not torch.equal(made(model), made(model, seed=7))
+
+
+def test_a_waveform_depends_on_its_seed_alone(model: TokenModel) -> None:
+    many = made(model, num_waveforms=5, seed=3)
+    assert torch.equal(made(model, num_waveforms=2, seed=3), many[:2])
+    for i in range(5):
+        assert torch.equal(made(model, num_waveforms=1, seed=3 + i)[0], many[i])
+    assert len({tuple(row.tolist()) for row in many}) == 5
+
+
+def test_a_longer_waveform_begins_as_the_shorter_one(model: TokenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made(model, num_samples=40)
+    assert torch.equal(made(model, num_samples=9), whole[:, :9])
+    monkeypatch.setattr(engine, "BLOCK_SAMPLES", 7)
+    blocks = list(generate(model, num_waveforms=2, num_samples=40, start_token=SILENCE, seed=0))
+    assert [block.shape for block in blocks] == [(2, 7)] * 5 + [(2, 5)]
+    assert torch.equal(torch.cat(blocks, dim=1), whole)
+
+
+def test_the_random_state_outside_is_left_alone(model: TokenModel) -> None:
+    before = torch.get_rng_state()
+    made(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+
+
+def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
+    got = made(model, temperature=0.0)
+    assert torch.equal(got[0], got[1])
+    past = torch.cat([torch.tensor([SILENCE]), got[0]])[:20]
+    with torch.no_grad():
+        likeliest = model(past[None], model.initial_state(1)).logits[0].argmax(-1)
+    assert torch.equal(likeliest, got[0, :20])
+
+
+def test_filters_reach_the_draw(model: TokenModel) -> None:
+    assert torch.equal(made(model, top_k=1), made(model, temperature=0.0))
+    assert torch.equal(made(model, top_p=1e-6), made(model, temperature=0.0))
+
+
+def test_a_bad_filter_is_refused_before_anything_is_made(model: TokenModel) -> None:
+    with pytest.raises(InputError, match="top-p"):
+        made(model, top_p=2.0)

@@ -1,0 +1,242 @@
+"""The command line: wrong use is one line and exit status 2, and the first run works from recordings to a page."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from audio_ct import cli
+from audio_ct.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+Command = Callable[..., tuple[int, str, str]]
+
+SMALL = [
+    "training.batch_size=2",
+    "training.window_length=256",
+    "training.max_tokens=1024",
+    "training.precision=float32",
+    "evaluation.max_validation_tokens=1000",
+    "tracking.enabled=false",
+    "training.sample_every_windows=0",
+]
+SHRUNK = {
+    "compressive_transformer": [
+        *("model.num_layers=1", "model.d_model=16", "model.num_heads=2", "model.d_ff=16", "model.segment_length=256"),
+        *("model.memory_length=256", "model.compressed_memory_length=64"),
+    ],
+    "wavenet": ["model.layers_per_stack=4", "model.residual_channels=8", "model.skip_channels=8"],
+}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs `audio-ct` in this process: (exit status, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["audio-ct", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        written = capsys.readouterr()
+        return status, written.out, written.err
+
+    return run
+
+
+def settings(kind: str, store: Path) -> list[str]:
+    return [part for each in (*SMALL, *SHRUNK[kind], f"corpus.store={store}") for part in ("--set", each)]
+
+
+@pytest.fixture(scope="module")
+def runs(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run folder of each of two models, trained a few steps through the command."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in SHRUNK:
+            recipe = ROOT / f"recipes/demo/{kind}.yaml"
+            arguments = ["train", str(recipe), "--run-dir", str(folder / kind), *settings(kind, store_path)]
+            patch.setattr(sys, "argv", ["audio-ct", *arguments])
+            with pytest.raises(SystemExit) as exit_:
+                cli.main()
+            assert not exit_.value.code
+    return {kind: folder / kind for kind in SHRUNK}
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom audio_ct.cli import main\nsys.argv = ['audio-ct', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'numpy', 'librosa', 'mlflow', 'matplotlib'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["prep", "folder", "--help"], ["--version"]):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "[]", arguments
+        assert time.perf_counter() - began < 10
+        assert done.stderr == ""
+
+
+def test_a_wrong_recipe_stops_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    code = (
+        "import sys\nfrom audio_ct.cli import main\n"
+        f"sys.argv = ['audio-ct', 'train', {str(tmp_path / 'recipe.yaml')!r}, '--run-dir', 'x']\n"
+        "try:\n    main()\nexcept SystemExit as error:\n    print(error.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.strip() == "2 False"
+    assert "model is missing; add it." in done.stderr
+
+
+def test_the_first_run(
+    command: Command, recordings_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "stores/mine"
+    status, out, _ = command("prep", "folder", recordings_folder, "--out", store, "--jobs", 1)
+    assert status == 0
+    assert "token store:" in out
+    status, out, _ = command("corpus", store, "--verify")
+    assert (status, "every shard is what was written" in out) == (0, True)
+
+    recipe, run = ROOT / "recipes/demo/wavenet.yaml", tmp_path / "runs/wavenet"
+    status, out, err = command("train", recipe, "--run-dir", run, *settings("wavenet", store))
+    assert status == 0, err
+    assert f"checkpoint: {run / 'checkpoints/step-00000002'}" in out
+    status, _, err = command("train", recipe, "--run-dir", run, *settings("wavenet", store))
+    assert (status, err.count("\n"), "--resume" in err) == (2, 1, True)
+    longer = ["--set", "training.max_tokens=2048", "--resume"]
+    status, out, err = command("train", recipe, "--run-dir", run, *settings("wavenet", store), *longer)
+    assert (status, "step-00000004" in out) == (0, True), err
+
+    status, out, err = command("sample", run, "--out", tmp_path / "audio", "--num", 2, "--seconds", 0.02, "--seed", 3)
+    assert status == 0, err
+    files = sorted((tmp_path / "audio").glob("*.wav"))
+    assert [soundfile.info(path).frames for path in files] == [480, 480]
+    assert all(str(path) in out for path in files)
+    prompt = ["--prompt", files[0], "--prompt-seconds", 0.01, "--format", "flac", "--seconds", 0.01]
+    status, out, err = command("sample", run, "--out", tmp_path / "continued", *prompt)
+    assert status == 0, err
+    assert soundfile.info(next((tmp_path / "continued").glob("*.flac"))).frames == 480
+
+    status, out, err = command("evaluate", run, "--json")
+    assert status == 0, err
+    figures = json.loads(out)
+    assert figures.keys() >= {"split", "bits_per_sample", "interval", "tokens", "cold_start_bits_per_sample"}
+    assert figures["interval"][0] <= figures["bits_per_sample"] <= figures["interval"][1]
+    status, out, err = command("evaluate", run)
+    assert f"{figures['bits_per_sample']:.4f} bits per sample" in out
+    moved = store.rename(tmp_path / "moved")
+    status, _, err = command("evaluate", run)
+    assert (status, err.count("\n")) == (2, 1)
+    status, out, err = command("evaluate", run, "--store", moved, "--max-tokens", 40_000)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "recipes/nowhere.yaml", "--run-dir", "x"], "recipes/nowhere.yaml' is not a file"),
+        (["sample", "nowhere", "--out", "x"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["compare", "nowhere", "elsewhere", "--out", "x"], "nowhere"),
+        (["corpus", "nowhere"], "nowhere"),
+        (["prep", "folder", "nowhere", "--out", "x"], "nowhere"),
+        (["sample", "RUN", "--out", "x", "--temperature", "-1"], "temperature=-1.0"),
+        (["sample", "RUN", "--out", "x", "--top-k", "0"], "top-k=0"),
+        (["sample", "RUN", "--out", "x", "--top-p", "1.5"], "top-p=1.5"),
+        (["sample", "RUN", "--out", "x", "--seconds", "0"], "seconds=0.0"),
+        (["sample", "RUN", "--out", "x", "--seconds", "nan"], "seconds=nan"),
+        (["sample", "RUN", "--out", "x", "--seconds", "inf"], "seconds=inf"),
+        (["sample", "RUN", "--out", "x", "--num", "0"], "num=0"),
+        (["sample", "RUN", "--out", "x", "--format", "exe"], "no audio format"),
+        (["sample", "RUN", "--out", "x", "--prompt", "nowhere.wav"], "nowhere.wav"),
+        (["evaluate", "RUN", "--split", "dev"], "dev"),
+        (["evaluate", "RUN", "--cold-start-samples", "99999999"], "cold_start_samples=99999999"),
+        (["compare", "RUN", "RUN", "--out", "x", "--num", "0"], "num=0"),
+        (["compare", "RUN", "RUN", "--out", "x", "--seconds", "nan"], "seconds=nan"),
+        (["compare", "RUN", "RUN", "--out", "x", "--seconds", "inf"], "seconds=inf"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_line_and_status_2(
+    command: Command,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command(*(str(runs["wavenet"]) if each == "RUN" else each for each in arguments))
+    assert status == 2
+    assert err.startswith("audio-ct: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"],
+        ["train"],
+        ["sample", "x", "--out", "y", "--num", "many"],
+        ["sample", "x", "--out", "y", "--seed", "-1"],
+        ["sample", "x", "--out", "y", "--seed", str(2**70)],
+        ["evaluate", "x", "--max-tokens", "0"],
+        ["compare", "x", "--out", "y", "--max-tokens", "-5"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2_without_a_traceback(command: Command, arguments: list[str]) -> None:
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert "Traceback" not in err
+
+
+def test_every_fault_of_a_recipe_has_its_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((ROOT / "recipes/demo/wavenet.yaml").read_text().replace("seed:", "sead:"))
+    wrong = ["--set", "model.num_stack=2"]
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", *wrong)
+    assert status == 2
+    assert len(err.splitlines()) == 2
+    assert "did you mean seed?" in err
+    assert "did you mean model.num_stacks?" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        command("--debug", "train", ROOT / "recipes/demo/wavenet.yaml", "--run-dir", tmp_path, "--set", "nonsense")
+
+
+def test_a_file_system_error_is_one_line(command: Command, runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, err = command("sample", runs["wavenet"], "--out", tmp_path / "file/below", "--seconds", 0.001)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "file" in err
+
+
+def test_an_interrupted_run_is_status_130(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from audio_ct.training import loop
+
+    def interrupted(*arguments: object, **options: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)
+    status, _, err = command("train", ROOT / "recipes/demo/wavenet.yaml", "--run-dir", tmp_path)
+    assert status == 130
+    assert "Traceback" not in err
+
+
+def test_logging_is_left_to_the_command_line() -> None:
+    assert not logging.getLogger("audio_ct").handlers
