@@ -100,7 +100,7 @@ def write_samples(
     num_samples = round(seconds * sample_rate_hz)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}-{i:02d}.{audio_format}" for i in range(num_waveforms)]
-    for path in (each for path in paths for each in (path, path.with_suffix(".json"))):
+    for path in (file for audio in paths for file in (audio, audio.with_suffix(".json"))):
         if path.exists() and not overwrite:
             raise InputError(f"{str(path)!r} exists already; choose another name or ask to overwrite.")
     filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

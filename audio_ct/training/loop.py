@@ -303,11 +303,8 @@ def _update(run: _Run) -> None:
     else:
         run.not_finite += 1
         run.not_finite_in_a_row += 1
-        lanes = run.recipe.training.batch_size
-        finite = torch.stack([tensor.isfinite().reshape(lanes, -1).all(dim=1) for tensor in run.state.values()]).all(
-            dim=0
-        )
-        run.state = select_lanes(finite, run.state, run.initial_state)
+        finite = [tensor.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for tensor in run.state.values()]
+        run.state = select_lanes(torch.stack(finite).all(dim=0), run.state, run.initial_state)
         run.meter = _Meter()
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

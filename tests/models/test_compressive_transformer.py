@@ -135,7 +135,7 @@ def test_memories_and_predictions_are_those_of_algorithm_1(changes: dict[str, An
     model = build(**changes)
     arguments = {"memory_length": SEGMENT, "compressed_memory_length": 5, "compression_rate": 2} | changes
     stream = torch.randint(9, (7 * SEGMENT,), generator=torch.Generator().manual_seed(0))
-    logits, m, cm, evicted = algorithm_1(
+    logits, m, cm, _ = algorithm_1(
         model,
         stream,
         norm=changes.get("norm", "pre"),
