@@ -270,6 +270,7 @@ def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
         run.meter.sums = {name: value.to(run.device) for name, value in training["meter_sums"].items()}
         run.meter.count = training["meter_count"]
         run.not_finite, run.seconds = training["not_finite"], training["seconds"]
+        run.not_finite_in_a_row, run.gradient_norm = training["not_finite_in_a_row"], training["gradient_norm"]
     except (KeyError, RuntimeError, ValueError) as error:
         raise DamagedError(f"{loaded.path}: does not fit its own recipe: {str(error)[:200]}") from error
     run.state = {name: tensor.to(run.device) for name, tensor in loaded.state.items()}
@@ -426,6 +427,8 @@ def _save(run: _Run) -> None:
             "meter_sums": run.meter.sums,
             "meter_count": run.meter.count,
             "not_finite": run.not_finite,
+            "not_finite_in_a_row": run.not_finite_in_a_row,
+            "gradient_norm": run.gradient_norm,
             "seconds": run.seconds,
         },
         recipe=run.recipe.to_yaml(),
