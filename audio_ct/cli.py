@@ -26,6 +26,7 @@ app.add_typer(prep, name="prep")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
+ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
 StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
 
 
@@ -72,7 +73,10 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Model raw speech sample by sample: prepare recordings, train, sample, compare."""
+    """Model raw speech sample by sample: prepare recordings, train, sample, compare.
+
+    An error is one line; with --debug anywhere on the line it is a traceback.
+    """
 
 
 def _prepare(corpus: str, source: Path | None, out: Path, **options: Any) -> None:
@@ -213,7 +217,11 @@ def sample(
             top_p=top_p,
             device=device,
             audio_format=audio_format,
-            about={"checkpoint": "/".join(model.path.parts[-3:]), "recipe": model.recipe.name},
+            about={
+                "checkpoint": "/".join(model.path.parts[-3:]),
+                "recipe": model.recipe.name,
+                "prompt": None if prompt is None else prompt.name,
+            },
             overwrite=overwrite,
             on_progress=lambda done: progress.update(task, completed=done),
         )
@@ -226,7 +234,7 @@ def evaluate(
     checkpoint: CheckpointPath,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
-    cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
+    cold_start_samples: ColdStartSamples = 1024,
     store: StorePath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -239,7 +247,9 @@ def evaluate(
     _, result = measure(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
     figures = summary(result, split)
     if as_json:
-        print(json.dumps(figures, indent=1))
+        # One recording gives no interval; JSON has no infinity.
+        ends = [end if math.isfinite(end) else None for end in figures["interval"]]
+        print(json.dumps(figures | {"interval": ends}, indent=1, allow_nan=False))
         return
     low, high = figures["interval"]
     print(
@@ -250,11 +260,11 @@ def evaluate(
 
 @app.command()
 def compare(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more checkpoints or run folders.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders, all trained on one store.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
-    cold_start_samples: Annotated[int, typer.Option(help="First samples of each recording, scored apart.")] = 1024,
+    cold_start_samples: ColdStartSamples = 1024,
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the waveforms and the bootstrap.")] = 0,

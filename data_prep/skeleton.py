@@ -248,8 +248,8 @@ def _encode(
     """Encode all shards; where rejects leave a split empty, plan anew without them."""
     candidates, rejects = gathered.candidates, list(gathered.rejects)
     if not candidates:
-        why = f"; the first: {rejects[0].detail}" if rejects else ""
-        raise InputError(f"no audio files to prepare ({len(rejects)} rejected{why}).")
+        why = f" ({len(rejects)} rejected; the first: {rejects[0].detail})" if rejects else ""
+        raise InputError(f"no audio files to prepare{why}; convert recordings to WAV, FLAC, OGG or MP3.")
     while True:
         try:
             shards = plan_shards(candidates, options)

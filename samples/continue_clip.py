@@ -35,6 +35,8 @@ def main() -> None:
     store = open_corpus(model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
     clip = torch.from_numpy(store.tokens("train", 0).astype(np.int64))
     num_prompt = round(arguments.prompt_seconds * store.sample_rate_hz)
+    if not 0 < num_prompt < len(clip):
+        parser.error(f"--prompt-seconds must be above 0 and below the clip's {len(clip) / store.sample_rate_hz:g} s")
     blocks = generate(
         model.model,
         num_waveforms=1,

@@ -125,10 +125,15 @@ def compare(
         report: called with a line for each thing done.
 
     Raises:
-        InputError: if models were trained on different corpora.
+        InputError: if models were trained on different corpora, or `out` cannot be written.
     """
     models = [load(path, device) for path in checkpoints]
     names = _names(models)
+    _refuse_different_corpora(models)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(out)!r} cannot be made: {error.strerror}; choose a writable place.") from error
     samples_folder = out / "samples"
     results: list[Likelihood] = []
     entries: list[dict[str, Any]] = []
@@ -234,6 +239,17 @@ def _names(models: Sequence[Pretrained]) -> list[str]:
         seen[name] += 1
         names.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
     return names
+
+
+def _refuse_different_corpora(models: Sequence[Pretrained]) -> None:
+    """Raise InputError unless all models were trained on one store, the same clip of it included."""
+    first = models[0]
+    for other in models[1:]:
+        if other.manifest.store_digest != first.manifest.store_digest:
+            raise InputError(
+                f"{_shown(other.path)} was trained on another corpus than {_shown(first.path)} "
+                f"({other.recipe.corpus.store!r}, {first.recipe.corpus.store!r}); compare models of one store."
+            )
 
 
 def _shown(path: Path) -> str:

@@ -51,7 +51,7 @@ class Likelihood:
 
 
 def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
-    """Return a split's recordings, or whole recordings spread evenly over it until `max_tokens` are reached."""
+    """Return a split's recordings, or as many, spread evenly over it, as on average hold `max_tokens`; at least one."""
     recordings = store.recordings(split)
     total = store.num_tokens(split)
     if max_tokens is None or total <= max_tokens:

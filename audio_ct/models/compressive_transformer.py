@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audio_ct.errors import InputError
 from audio_ct.models.attention import RelativeAttention, causal_mask
@@ -38,7 +39,8 @@ class CompressiveTransformer(TokenModel):
         compression_rate: samples that a compressed entry stands for; divides segment_length.
         compressed_positions: "contiguous" (paper) or "centre" of the span that an entry stands for.
         norm: "pre" or "post" (paper) layer norm.
-        front_dilations: one gated convolution of width 2 for each, between embedding and layers; none in the paper.
+        front_dilations: one gated convolution of width 2 for each, between embedding and layers, with residual and
+            skips as in WaveNet; none in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
 
     Raises:
@@ -77,8 +79,9 @@ class CompressiveTransformer(TokenModel):
         self.compressed_memory_length = compressed_memory_length
         self.embedding = nn.Embedding(vocabulary_size, d_model)
         self.front: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
-            GatedConvolution(d_model, skip_channels=0, width=2, dilation=dilation) for dilation in front_dilations
+            GatedConvolution(d_model, skip_channels=d_model, width=2, dilation=dilation) for dilation in front_dilations
         )
+        self.front_skips = nn.Linear(d_model, d_model) if front_dilations else None
         self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
             CompressiveLayer(
                 d_model=d_model,
@@ -197,10 +200,12 @@ class CompressiveTransformer(TokenModel):
     def _embed(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         h = self.embedding(tokens)
         queues = {}
+        skips = torch.zeros_like(h)
         for i, layer in enumerate(self.front):
-            h, _, queue = layer(h, state[f"front.{i}"].to(h.dtype))
+            h, skip, queue = layer(h, state[f"front.{i}"].to(h.dtype))
+            skips = skips + skip
             queues[f"front.{i}"] = queue.detach().to(state[f"front.{i}"].dtype)
-        return h, queues
+        return h if self.front_skips is None else h + self.front_skips(F.relu(skips)), queues
 
     def _attention_input(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State]:
         """Return (what layer i's attention reads and its memory stores, its short convolution's queue if any)."""
@@ -237,8 +242,8 @@ class CompressiveTransformer(TokenModel):
         keys, values = attention.keys_values(past, self.key_sinusoids[: self.num_past])
         grow = (0, 0, 0, self.segment_length)
         return {
-            f"cache.keys.{i}": nn.functional.pad(keys, grow),
-            f"cache.values.{i}": nn.functional.pad(values, grow),
+            f"cache.keys.{i}": F.pad(keys, grow),
+            f"cache.values.{i}": F.pad(values, grow),
             f"cache.inputs.{i}": past.new_zeros(past.shape[0], self.segment_length, self.d_model),
         }
 

@@ -90,15 +90,21 @@ def write_samples(
         on_progress: called with the number of samples made of each waveform.
 
     Raises:
-        InputError: for a length, number or filter out of range, an unknown format or an existing file.
+        InputError: for a length, number or filter out of range, an unknown format, an existing file, or a folder
+            that cannot be made.
     """
     if not 0 < seconds <= MAX_SECONDS or round(seconds * sample_rate_hz) == 0:
         raise InputError(f"seconds={seconds} must be above 0 and at most {MAX_SECONDS}.")
     if not 1 <= num_waveforms <= 4096:
         raise InputError(f"num={num_waveforms} must be from 1 to 4096; ask for more in several runs.")
+    if not audio_format.isalnum():
+        raise InputError(f"format={audio_format!r} must be a suffix without its dot; use wav, flac or ogg.")
     check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
     num_samples = round(seconds * sample_rate_hz)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(folder)!r} cannot be made: {error.strerror}; choose a writable place.") from error
     paths = [folder / f"{stem}-{i:02d}.{audio_format}" for i in range(num_waveforms)]
     for path in (file for audio in paths for file in (audio, audio.with_suffix(".json"))):
         if path.exists() and not overwrite:
