@@ -55,7 +55,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Pretrained:
     try:
         model.load_state_dict(loaded.weights)
     except RuntimeError as error:
-        raise DamagedError(f"{folder}: weights are not those of its recipe's model: {str(error)[:200]}") from error
+        fault = " ".join(str(error).split())[:200]
+        raise DamagedError(
+            f"{folder}: weights are not those of its recipe's model ({fault}); it was written by version "
+            f"{loaded.manifest.version}, commit {loaded.manifest.commit or 'unknown'}: use that, or train again."
+        ) from error
     return Pretrained(folder, model.to(device).eval(), recipe, loaded.manifest, sample_rate_hz, bits)
 
 

@@ -7,7 +7,7 @@ if [ ! -e "$STORE" ]; then
     audio-ct prep demo --out "$STORE" --jobs 2
 fi
 for model in compressive_transformer transformer_xl wavenet; do
-    if [ -e "$RUNS/$model/checkpoints" ]; then resume=--resume; else resume=; fi
+    if [ -e "$RUNS/$model" ]; then resume=--resume; else resume=; fi
     # shellcheck disable=SC2086
     audio-ct train "recipes/demo/$model.yaml" --run-dir "$RUNS/$model" $resume
 done

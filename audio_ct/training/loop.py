@@ -100,10 +100,15 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
                 run.seconds += time.perf_counter() - began
                 if run.step % recipe.training.log_every_windows == 0:
                     progress.show(run.step, _log(run))
-                if run.between_updates:
-                    _occasionally(run, stop.is_set())
+                if run.between_updates and not stop.is_set():
+                    _occasionally(run, is_last=False)
                 progress.advance(run.step)
-        _occasionally(run, is_last=True)
+        if run.step < run.num_steps:
+            # Whoever sent the signal may not wait: no validation and no samples before the checkpoint.
+            if run.saved_at < run.step:
+                _save(run)
+        else:
+            _occasionally(run, is_last=True)
         if stop.is_set():
             status = "KILLED"
             raise KeyboardInterrupt
@@ -272,12 +277,13 @@ def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
         run.not_finite, run.seconds = training["not_finite"], training["seconds"]
         run.not_finite_in_a_row, run.gradient_norm = training["not_finite_in_a_row"], training["gradient_norm"]
     except (KeyError, RuntimeError, ValueError) as error:
-        raise DamagedError(f"{loaded.path}: does not fit its own recipe: {str(error)[:200]}") from error
+        raise DamagedError(
+            f"{loaded.path}: does not fit its own recipe: {' '.join(str(error).split())[:200]}"
+        ) from error
     run.state = {name: tensor.to(run.device) for name, tensor in loaded.state.items()}
-    run.step = run.saved_at = loaded.manifest.step
+    # Before it was saved, all that was due at this step had been done: the next time is as in an unbroken run.
+    run.step = run.saved_at = run.evaluated_at = run.sampled_at = loaded.manifest.step
     run.validation_bits = loaded.manifest.validation_bits_per_sample
-    if run.validation_bits is not None:
-        run.evaluated_at = run.step
     logger.info("resumed from %s at step %d", loaded.path, run.step)
 
 

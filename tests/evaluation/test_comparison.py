@@ -91,3 +91,26 @@ def test_the_same_recipe_twice_is_numbered(runs: Path) -> None:
     models = json.loads((runs / "twice/comparison.json").read_text())["models"]
     assert [model["name"] for model in models] == ["net-1", "net-2"]
     assert models[0]["bits_per_sample"] == models[1]["bits_per_sample"]
+
+
+def test_models_of_different_corpora_are_refused_before_any_work(
+    runs: Path, store_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = ["--set", "corpus.clip_seconds=0.3"]
+    assert run("train", runs / "net.yaml", "--run-dir", runs / "clip", *clip) == 0
+    capsys.readouterr()
+    assert run("compare", runs / "net", runs / "clip", "--out", runs / "mixed") == 2
+    out, err = capsys.readouterr()
+    assert "another corpus" in err
+    assert not out
+    assert not (runs / "mixed").exists()
+
+
+def test_one_recording_has_no_interval_and_json_stays_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run("evaluate", runs / "net", "--max-tokens", 1, "--cold-start-samples", 10, "--json") == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["interval"] == [None, None]

@@ -416,6 +416,31 @@ def test_samples_are_made_while_training(store_path: Path, tmp_path: Path) -> No
         assert names >= {f"{stem}.wav", f"{stem}.json", f"{stem}.png"}
 
 
+def test_a_resumed_run_makes_its_samples_when_the_unbroken_one_does(store_path: Path, tmp_path: Path) -> None:
+    overrides = ["training.sample_every_windows=4", "training.evaluate_every_windows=4", "sampling.seconds=0.01"]
+    train(recipe(store_path, WAVENET, *overrides, steps=5), tmp_path)
+    train(recipe(store_path, WAVENET, *overrides, steps=9), tmp_path, resume=True)
+    assert {path.name[:13] for path in (tmp_path / "samples").iterdir()} == {
+        f"step-{step:08d}" for step in (4, 5, 8, 9)
+    }
+
+
+def test_after_a_signal_nothing_comes_before_the_checkpoint(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Streams.window
+
+    def window_and_signal(self: Streams, step: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, step)
+
+    monkeypatch.setattr(Streams, "window", window_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(store_path, WAVENET, "training.sample_every_windows=1", steps=4), tmp_path)
+    assert checkpoint.read_manifest(checkpoint.find(tmp_path, "newest")).validation_bits_per_sample is None
+    assert not (tmp_path / "samples").exists()
+
+
 def test_compiling_is_the_recipes_choice(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[torch.nn.Module] = []
 
