@@ -187,7 +187,7 @@ def sample(
     audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg, mp3, ...")] = "wav",
     overwrite: Overwrite = False,
 ) -> None:
-    """Make audio files from a checkpoint; the same seed gives the same bytes."""
+    """Make audio files from a checkpoint; the same seed gives the same bytes (but for Ogg's serial number)."""
     from audio_ct.pretrained import choose_device, load
     from audio_ct.sampling.filters import check_filters
     from audio_ct.sampling.prompt import read_prompt

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from audio_ct.audio.mu_law import silence_token
 from audio_ct.errors import DamagedError
 from audio_ct.models.interface import TokenModel
 from audio_ct.recipe import Recipe, build_model, parse_recipe
@@ -31,6 +32,11 @@ class Pretrained:
     manifest: Manifest
     sample_rate_hz: int
     bits: int
+
+    @property
+    def start_token(self) -> int:
+        """The code of silence, which stands before the first sample."""
+        return silence_token(self.bits)
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Pretrained:

@@ -1,6 +1,7 @@
 """Recipes: one YAML file says everything about a run, and is checked whole before anything is loaded."""
 
 import difflib
+import math
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ class TransformerXLRecipe(Section):
     norm: Literal["pre", "post"] = "pre"
     front_dilations: list[Positive] = []
     short_convolution_width: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _heads_divide_d_model(self) -> "TransformerXLRecipe":
+        if self.d_model % self.num_heads:
+            raise ValueError(f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model}; change one")
+        return self
 
 
 class CompressiveTransformerRecipe(TransformerXLRecipe):
@@ -134,6 +141,15 @@ class TrainingRecipe(Section):
             raise ValueError(
                 f"training.update_every={self.update_every} must say how often from step 0 on; add the entry 0: 1"
             )
+        before = 1
+        for start, every in sorted(self.update_every.items()):
+            period = math.lcm(before, every)
+            if start % period:
+                raise ValueError(
+                    f"training.update_every={self.update_every} changes at step {start}, which must be a multiple of "
+                    f"{before} and {every}, so that no update is cut; try {period * max(1, start // period)}"
+                )
+            before = every
         return self
 
 

@@ -1,6 +1,7 @@
 """Any folder of recordings: every audio file below it, the speaker named by the folder that the file lies in."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
     | {".nist", ".sph", ".voc", ".paf", ".svx", ".avr"}
 )
+
+# Audio that would be dropped without a word.
+UNREADABLE_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".ape", ".wv", ".mka"})
 
 
 def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: bool = False) -> dict[str, Any]:
@@ -72,6 +76,9 @@ def gather(source: Path) -> Gathered:
         subfolders[:] = originals_first(folder, subfolders)
         for name in originals_first(folder, names):
             path = Path(folder, name)
+            if path.suffix.lower() in UNREADABLE_SUFFIXES:
+                detail = "libsndfile does not read this format; convert it to FLAC."
+                rejects.append(Reject(_text(path, source), "unknown format", detail))
             if path.suffix.lower() not in SUFFIXES:
                 continue
             try:
@@ -86,7 +93,7 @@ def gather(source: Path) -> Gathered:
             found.append((path, status.st_size))
     # A recording's name leaves the suffix out, so that a corpus converted to another format keeps its splits.
     stems = [_text(path.with_suffix(""), source) for path, _ in found]
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    twice = {stem for stem, count in Counter(stems).items() if count > 1}
     candidates = []
     for (path, num_bytes), stem in zip(found, stems, strict=True):
         text_path = path.with_suffix(".txt")

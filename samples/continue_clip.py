@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from audio_ct.audio.files import AudioWriter
-from audio_ct.audio.mu_law import decode, silence_token
+from audio_ct.audio.mu_law import decode
 from audio_ct.evaluation.waveform_statistics import log_spectral_distance_db
 from audio_ct.pretrained import load
 from audio_ct.sampling.engine import generate
@@ -32,6 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = load(arguments.checkpoint)
+    if model.recipe.corpus.clip_seconds is None:
+        parser.error(f"{arguments.checkpoint} learned a whole corpus; name a run of recipes/demo/overfit_one_clip.yaml")
     store = open_corpus(model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
     clip = torch.from_numpy(store.tokens("train", 0).astype(np.int64))
     num_prompt = round(arguments.prompt_seconds * store.sample_rate_hz)
@@ -41,7 +43,7 @@ def main() -> None:
         model.model,
         num_waveforms=1,
         num_samples=len(clip) - num_prompt,
-        start_token=silence_token(store.bits),
+        start_token=model.start_token,
         seed=arguments.seed,
         prompt=clip[:num_prompt],
         temperature=arguments.temperature,

@@ -179,7 +179,7 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
     """Return a run at its start or, resumed, where its newest checkpoint stands."""
     loaded = _newest_checkpoint(folder, resume)
     store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds)
-    store.verify(full=False)
+    store.verify()
     if loaded is not None:
         _check_same_run(recipe, store, loaded)
     device = choose_device()
@@ -441,7 +441,7 @@ def _save(run: _Run) -> None:
         manifest={
             "tokens": run.step * run.tokens_per_step,
             "metrics": {
-                "validation_bits_per_sample": run.validation_bits if run.evaluated_at == run.step else None,
+                "validation_bits_per_sample": _validated(run),
                 "training_tokens_per_second": run.tokens_per_second,
             },
             "model": {
@@ -457,6 +457,12 @@ def _save(run: _Run) -> None:
         },
     )
     logger.info("step %d: wrote %s", run.step, path)
+
+
+def _validated(run: _Run) -> float | None:
+    """Return the validation bits at this very step, None where there are none or they are not finite."""
+    bits = run.validation_bits if run.evaluated_at == run.step else None
+    return bits if bits is not None and math.isfinite(bits) else None
 
 
 @contextmanager
