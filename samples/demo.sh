@@ -12,4 +12,4 @@ for model in compressive_transformer transformer_xl wavenet; do
     audio-ct train "recipes/demo/$model.yaml" --run-dir "$RUNS/$model" $resume
 done
 audio-ct compare "$RUNS/compressive_transformer" "$RUNS/transformer_xl" "$RUNS/wavenet" \
-    --out "$RUNS/comparison" --num 2 --seconds 0.75 --max-tokens 150000 --title "Demo: three models of synthetic speech"
+    --out "$RUNS/comparison" --num 2 --seconds 0.75 --title "Demo: three models of synthetic speech"
