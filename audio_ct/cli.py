@@ -248,12 +248,13 @@ def evaluate(
     figures = summary(result, split)
     if as_json:
         # One recording gives no interval; JSON has no infinity.
-        ends = [end if math.isfinite(end) else None for end in figures["interval"]]
-        print(json.dumps(figures | {"interval": ends}, indent=1, allow_nan=False))
+        finite = [end if math.isfinite(end) else None for end in figures["interval"]]
+        print(json.dumps(figures | {"interval": finite}, indent=1, allow_nan=False))
         return
     low, high = figures["interval"]
+    ends = f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else ""
     print(
-        f"{figures['bits_per_sample']:.4f} bits per sample [{low:.4f}, {high:.4f}] on {figures['tokens']:,} samples of "
+        f"{figures['bits_per_sample']:.4f} bits per sample{ends} on {figures['tokens']:,} samples of "
         f"{figures['recordings']} {split} recordings"
     )
 
