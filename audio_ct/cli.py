@@ -146,7 +146,8 @@ def corpus(
     from audio_ct.tokens.store import TokenStore
 
     opened = TokenStore.open(store)
-    opened.verify(full=verify)
+    if verify:
+        opened.verify()
     for split in opened.splits:
         seconds = opened.num_tokens(split) / opened.sample_rate_hz
         print(f"{split}: {len(opened.recordings(split))} recordings, {seconds / 60:.1f} minutes")
@@ -218,7 +219,7 @@ def sample(
             device=device,
             audio_format=audio_format,
             about={
-                "checkpoint": "/".join(model.path.parts[-3:]),
+                "checkpoint": model.label,
                 "recipe": model.recipe.name,
                 "prompt": None if prompt is None else prompt.name,
             },

@@ -38,6 +38,11 @@ class Pretrained:
         """The code of silence, which stands before the first sample."""
         return silence_token(self.bits)
 
+    @property
+    def label(self) -> str:
+        """The checkpoint's run and step: enough to find it, without the machine's folders."""
+        return "/".join(self.path.parts[-3:])
+
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Pretrained:
     """Return the model of a checkpoint, or of a run's best checkpoint.

@@ -162,7 +162,7 @@ def compare(
             seconds=options.seconds,
             seed=options.seed,
             device=device,
-            about={"checkpoint": _shown(model.path), "recipe": model.recipe.name},
+            about={"checkpoint": model.label, "recipe": model.recipe.name},
             overwrite=True,
         )
         seconds = time.perf_counter() - began
@@ -181,7 +181,7 @@ def compare(
                 "training_tokens_per_second": model.manifest.metrics.get("training_tokens_per_second"),
                 "evaluation_tokens_per_second": figures["evaluation_tokens_per_second"],
                 "sampling_samples_per_second": sum(map(len, waveforms)) / seconds,
-                "checkpoint": _shown(model.path),
+                "checkpoint": model.label,
                 "recipe_name": model.recipe.name,
                 "seed": model.recipe.seed,
                 "curve": _curve(model.path),
@@ -247,14 +247,9 @@ def _refuse_different_corpora(models: Sequence[Pretrained]) -> None:
     for other in models[1:]:
         if other.manifest.store_digest != first.manifest.store_digest:
             raise InputError(
-                f"{_shown(other.path)} was trained on another corpus than {_shown(first.path)} "
+                f"{other.label} was trained on another corpus than {first.label} "
                 f"({other.recipe.corpus.store!r}, {first.recipe.corpus.store!r}); compare models of one store."
             )
-
-
-def _shown(path: Path) -> str:
-    """Return the run and step of a checkpoint: enough to find it, without the machine's folders."""
-    return "/".join(path.parts[-3:])
 
 
 def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
@@ -282,7 +277,7 @@ def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
 
 
 def _curve(checkpoint: Path) -> list[dict[str, float | None]]:
-    """Return the run's learning curve up to the checkpoint, from the record beside it; empty where there is none."""
+    """Return the whole run's learning curve, from the record beside the checkpoint; empty where there is none."""
     record = checkpoint.parent.parent / "metrics.jsonl"
     if not record.is_file():
         return []
