@@ -40,7 +40,18 @@ class CorpusRecipe(Section):
     """Learn so many seconds of one recording by heart, instead of the corpus."""
 
 
-class TransformerXLRecipe(Section):
+class PredictingRecipe(Section):
+    """What any model may start from: linear prediction. Keys are the model's arguments."""
+
+    linear_prediction_order: NonNegative = 0
+    """Samples of which backward-adaptive predictors predict the next; 0 for none."""
+    linear_prediction_windows: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1)] = [500, 200, 67, 25]
+    """Samples of its past that each predictor is fitted to; the first one's prediction centres the logits."""
+    linear_prediction_update_every: Positive = 16
+    """Samples between two fits."""
+
+
+class TransformerXLRecipe(PredictingRecipe):
     """Transformer-XL: the Compressive Transformer without compressed memory. Keys are the model's arguments."""
 
     kind: Literal["transformer_xl"]
@@ -58,6 +69,15 @@ class TransformerXLRecipe(Section):
     def _heads_divide_d_model(self) -> "TransformerXLRecipe":
         if self.d_model % self.num_heads:
             raise ValueError(f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model}; change one")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_divide_segment(self) -> "TransformerXLRecipe":
+        if self.linear_prediction_order and self.segment_length % self.linear_prediction_update_every:
+            raise ValueError(
+                f"model.linear_prediction_update_every={self.linear_prediction_update_every} must divide "
+                f"model.segment_length={self.segment_length}; try 16"
+            )
         return self
 
 
@@ -79,7 +99,7 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
         return self
 
 
-class WaveNetRecipe(Section):
+class WaveNetRecipe(PredictingRecipe):
     """WaveNet. Keys are the model's arguments."""
 
     kind: Literal["wavenet"]
@@ -88,6 +108,11 @@ class WaveNetRecipe(Section):
     residual_channels: Positive
     skip_channels: Positive
     width: Annotated[int, Field(ge=2)] = 2
+
+    @property
+    def segment_length(self) -> int:
+        """Where a stream may be cut: between two fits of linear prediction, anywhere without."""
+        return self.linear_prediction_update_every if self.linear_prediction_order else 1
 
 
 ModelRecipe = Annotated[
@@ -197,11 +222,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _windows_are_segments(self) -> "Recipe":
-        segment_length = getattr(self.model, "segment_length", 1)
+        segment_length = self.model.segment_length
+        key = "model.linear_prediction_update_every" if self.model.kind == "wavenet" else "model.segment_length"
         if self.training.window_length % segment_length:
             raise ValueError(
                 f"training.window_length={self.training.window_length} must be a multiple of "
-                f"model.segment_length={segment_length}; try {segment_length}"
+                f"{key}={segment_length}; try {segment_length}"
             )
         return self
 

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.attention import RelativeAttention, causal_mask
-from audio_ct.models.compression import ConvolutionCompression, attention_reconstruction_loss
-from audio_ct.models.convolution import GatedConvolution, ShortConvolution
+from audio_ct.models.compression import attention_reconstruction_loss
+from audio_ct.models.compressive_layer import CompressiveLayer
+from audio_ct.models.convolution import ConvolutionalFront
 from audio_ct.models.interface import ModelOutput, State, TokenModel
+from audio_ct.models.linear_prediction import LinearPrediction
 from audio_ct.models.memory import context_positions, push
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
+
+# What goes past the layers to the logits, where a model has it: the front's skips, and linear predictions.
+Bypass = tuple[Tensor | None, Tensor | None]
 
 
 class CompressiveTransformer(TokenModel):
@@ -39,9 +43,12 @@ class CompressiveTransformer(TokenModel):
         compression_rate: samples that a compressed entry stands for; divides segment_length.
         compressed_positions: "contiguous" (paper) or "centre" of the span that an entry stands for.
         norm: "pre" or "post" (paper) layer norm.
-        front_dilations: one gated convolution of width 2 for each, between embedding and layers, with residual and
-            skips as in WaveNet; none in the paper.
+        front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
+            layers' output together go through WaveNet's head. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
+        linear_prediction_order: samples of which backward-adaptive predictors predict the next; 0 for none (paper).
+        linear_prediction_windows: see `BackwardPredictor`.
+        linear_prediction_update_every: see `BackwardPredictor`; divides segment_length.
 
     Raises:
         InputError: if sizes do not fit together.
@@ -63,6 +70,9 @@ class CompressiveTransformer(TokenModel):
         norm: Literal["pre", "post"] = "pre",
         front_dilations: Sequence[int] = (),
         short_convolution_width: int = 0,
+        linear_prediction_order: int = 0,
+        linear_prediction_windows: Sequence[int] = (),
+        linear_prediction_update_every: int = 16,
     ) -> None:
         super().__init__()
         if d_model % num_heads:
@@ -78,10 +88,7 @@ class CompressiveTransformer(TokenModel):
         self.memory_length = memory_length
         self.compressed_memory_length = compressed_memory_length
         self.embedding = nn.Embedding(vocabulary_size, d_model)
-        self.front: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
-            GatedConvolution(d_model, skip_channels=d_model, width=2, dilation=dilation) for dilation in front_dilations
-        )
-        self.front_skips = nn.Linear(d_model, d_model) if front_dilations else None
+        self.front = ConvolutionalFront(d_model, front_dilations) if front_dilations else None
         self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
             CompressiveLayer(
                 d_model=d_model,
@@ -93,8 +100,19 @@ class CompressiveTransformer(TokenModel):
             )
             for _ in range(num_layers)
         )
-        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" and self.front is None else nn.Identity()
+        self.hidden = nn.Linear(d_model, d_model) if self.front is not None else nn.Identity()
         self.readout = nn.Linear(d_model, vocabulary_size)
+        self.linear_prediction: LinearPrediction | None = None
+        if linear_prediction_order:
+            self.linear_prediction = LinearPrediction(
+                vocabulary_size,
+                order=linear_prediction_order,
+                windows=linear_prediction_windows,
+                update_every=linear_prediction_update_every,
+                input_channels=d_model,
+                output_channels=d_model,
+            )
         # Positions are the same in every segment: the segment begins at 0, memories stand before it.
         attention = self.layers[0].attention
         angular = frequencies(attention.num_sinusoids)
@@ -124,7 +142,9 @@ class CompressiveTransformer(TokenModel):
         def zeros(num_entries: int) -> Tensor:
             return torch.zeros(batch_size, num_entries, self.d_model, device=device, dtype=dtype)
 
-        state = {f"front.{i}": zeros(layer.queue_length) for i, layer in enumerate(self.front)}
+        state = {} if self.front is None else self.front.initial_state(batch_size, device, dtype)
+        if self.linear_prediction is not None:
+            state |= self.linear_prediction.initial_state(batch_size, device)
         for i, layer in enumerate(self.layers):
             state[f"memory.{i}"] = zeros(self.memory_length)
             if self.compressed_memory_length:
@@ -142,30 +162,29 @@ class CompressiveTransformer(TokenModel):
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
-        logits, losses = [], []
-        for segment in tokens.split(self.segment_length, dim=1):
-            segment_logits, state, reconstruction = self._segment(segment, state)
-            logits.append(segment_logits)
+        h, bypass, state = self._embed(tokens, state)
+        outputs, losses = [], []
+        for segment in h.split(self.segment_length, dim=1):
+            output, state, reconstruction = self._segment(segment, state)
+            outputs.append(output)
             losses.extend(reconstruction)
         auxiliary = {"attention_reconstruction": torch.stack(losses).mean()} if losses else {}
-        return ModelOutput(torch.cat(logits, dim=1), state, auxiliary)
+        return ModelOutput(self._logits(torch.cat(outputs, dim=1), bypass), state, auxiliary)
 
-    def _segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
-        h, new_state = self._embed(tokens, state)
+    def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        new_state = dict(state)
         losses: list[Tensor] = []
-        mask = causal_mask(self.segment_length, self.num_past + self.segment_length, tokens.device)
         for i, layer in enumerate(self.layers):
             past = self._past(i, state)
             x, queue = self._attention_input(i, h, state)
             k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), self.key_sinusoids)
-            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v, mask)
+            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v)
             h = layer.feed_forward(h, attended)
             memories, old_mem, compressed = self._remember(i, x, state)
             new_state |= memories | queue
             if self.training and compressed is not None:
                 losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
-        new_state["offset"] = state["offset"]
-        return self.readout(self.final_norm(h)), new_state, losses
+        return h, new_state, losses
 
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
         """Read one sample; all lanes must stand at the same sample of their segments (see the base class).
@@ -174,8 +193,7 @@ class CompressiveTransformer(TokenModel):
         """
         offset = int(state["offset"][0])
         place = self.num_past + offset
-        h, moved = self._embed(tokens[:, None], state)
-        state = state | moved
+        h, bypass, state = self._embed(tokens[:, None], state, offset)
         rotation = self.query_rotation[:, offset : offset + 1]
         for i, layer in enumerate(self.layers):
             if offset == 0:
@@ -187,7 +205,7 @@ class CompressiveTransformer(TokenModel):
             keys[:, :, place], values[:, :, place] = k[:, :, 0], v[:, :, 0]
             state[f"cache.inputs.{i}"][:, offset] = x[:, 0]
             q = layer.attention.queries(x, rotation)
-            attended = layer.attention.attend(q, keys[:, :, : place + 1], values[:, :, : place + 1], None)
+            attended = layer.attention.attend(q, keys[:, :, : place + 1], values[:, :, : place + 1])
             h = layer.feed_forward(h, attended)
         state["offset"] = state["offset"] + 1
         if offset + 1 == self.segment_length:
@@ -195,17 +213,31 @@ class CompressiveTransformer(TokenModel):
                 state |= self._remember(i, state[f"cache.inputs.{i}"], state)[0]
             state = {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
             state["offset"] = torch.zeros_like(state["offset"])
-        return self.readout(self.final_norm(h))[:, 0], state
+        return self._logits(h, bypass)[:, 0], state
 
-    def _embed(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        h = self.embedding(tokens)
-        queues = {}
-        skips = torch.zeros_like(h)
-        for i, layer in enumerate(self.front):
-            h, skip, queue = layer(h, state[f"front.{i}"].to(h.dtype))
-            skips = skips + skip
-            queues[f"front.{i}"] = queue.detach().to(state[f"front.{i}"].dtype)
-        return h if self.front_skips is None else h + self.front_skips(F.relu(skips)), queues
+    def _embed(self, tokens: Tensor, state: State, offset: int | None = None) -> tuple[Tensor, Bypass, State]:
+        """Return (what the first layer reads, what goes past the layers to `_logits`, the new state).
+
+        A step gives the offset of its sample in the segment.
+        """
+        h, skips, predicted = self.embedding(tokens), None, None
+        if self.linear_prediction is not None:
+            place = None if offset is None else offset % self.linear_prediction.update_every
+            features, predicted, state = self.linear_prediction.predict(tokens, state, place)
+            h = h + self.linear_prediction.read(features)
+        if self.front is not None:
+            h, skips, queues = self.front(h, state)
+            state = state | queues
+        return h, (skips, predicted), state
+
+    def _logits(self, h: Tensor, bypass: Bypass) -> Tensor:
+        """Return logits; with a front by WaveNet's head, the layers' output being one more skip."""
+        skips, predicted = bypass
+        h = self.final_norm(h) if skips is None else F.relu(self.hidden(F.relu(h + skips)))
+        logits = self.readout(h)
+        if self.linear_prediction is None or predicted is None:
+            return logits
+        return logits + self.linear_prediction.logits(h, predicted)
 
     def _attention_input(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State]:
         """Return (what layer i's attention reads and its memory stores, its short convolution's queue if any)."""
@@ -246,34 +278,3 @@ class CompressiveTransformer(TokenModel):
             f"cache.values.{i}": F.pad(values, grow),
             f"cache.inputs.{i}": past.new_zeros(past.shape[0], self.segment_length, self.d_model),
         }
-
-
-class CompressiveLayer(nn.Module):
-    """One layer's parts: attention, feed-forward, norms, its own compression function and short convolution."""
-
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        num_heads: int,
-        d_ff: int,
-        pre_norm: bool,
-        compression_rate: int,
-        short_convolution_width: int,
-    ) -> None:
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.attention = RelativeAttention(d_model, num_heads)
-        self.attention_norm = nn.LayerNorm(d_model)
-        self.expand_contract = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
-        self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.short = ShortConvolution(d_model, short_convolution_width) if short_convolution_width else None
-        self.compression = ConvolutionCompression(d_model, compression_rate) if compression_rate else None
-
-    def feed_forward(self, h: Tensor, attended: Tensor) -> Tensor:
-        """Return the layer's output from its input h and the attention's output."""
-        if self.pre_norm:
-            h = h + attended
-            return h + self.expand_contract(self.feed_forward_norm(h))
-        h = self.attention_norm(h + attended)
-        return self.feed_forward_norm(h + self.expand_contract(h))

@@ -4,9 +4,13 @@ Layout is channels last, [batch, time, channels]: the taps are gathered side by 
 rest, which fused kernels and optimised BLAS do better than strided convolutions of width 2.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from audio_ct.models.interface import State
 
 
 def taps(
@@ -55,6 +59,44 @@ class GatedConvolution(nn.Module):
         filtered, gate = self.filter_gate(torch.cat(delayed, dim=-1)).chunk(2, dim=-1)
         mixed = self.mix(torch.tanh(filtered) * torch.sigmoid(gate))
         return x + mixed[..., : self.channels], mixed[..., self.channels :], queue
+
+
+class ConvolutionalFront(nn.Module):
+    """Gated convolutions of width 2 between embedding and layers; their skips go past the layers to the logits.
+
+    Args:
+        channels: of input, skips and output.
+        dilations: one layer for each.
+
+    Source: the layers are WaveNet's; that they stand before attention is this project's.
+    """
+
+    def __init__(self, channels: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = channels
+        self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
+            GatedConvolution(channels, skip_channels=channels, width=2, dilation=dilation) for dilation in dilations
+        )
+
+    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Return zero queues."""
+        return {
+            f"front.{i}": torch.zeros(batch_size, layer.queue_length, self.channels, device=device, dtype=dtype)
+            for i, layer in enumerate(self.layers)
+        }
+
+    def forward(
+        self, h: Float[Tensor, "batch time channels"], state: State
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time channels"], State]:
+        """Return (the output, the sum of the skips, the queues after the window)."""
+        queues = {}
+        skips = torch.zeros_like(h)
+        for i, layer in enumerate(self.layers):
+            queue = state[f"front.{i}"]
+            h, skip, new_queue = layer(h, queue.to(h.dtype))
+            skips = skips + skip
+            queues[f"front.{i}"] = new_queue.detach().to(queue.dtype)
+        return h, skips, queues
 
 
 class ShortConvolution(nn.Module):

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from audio_ct.models.convolution import GatedConvolution
 from audio_ct.models.interface import ModelOutput, State, TokenModel
+from audio_ct.models.linear_prediction import LinearPrediction
 
 
 class WaveNet(TokenModel):
-    """WaveNet over tokens; a stream may be cut anywhere.
+    """WaveNet over tokens; a stream may be cut anywhere, with linear prediction between its frames.
 
     Args:
         vocabulary_size: number of token values.
@@ -24,6 +25,12 @@ class WaveNet(TokenModel):
         residual_channels: channels of the residual stream and of the gates.
         skip_channels: channels of the summed skips.
         width: taps of each convolution.
+        linear_prediction_order: samples of which backward-adaptive predictors predict the next; 0 for none (paper).
+        linear_prediction_windows: see `BackwardPredictor`.
+        linear_prediction_update_every: see `BackwardPredictor`.
+
+    Raises:
+        InputError: if there is linear prediction without a window.
     """
 
     def __init__(
@@ -35,10 +42,13 @@ class WaveNet(TokenModel):
         residual_channels: int,
         skip_channels: int,
         width: int = 2,
+        linear_prediction_order: int = 0,
+        linear_prediction_windows: Sequence[int] = (),
+        linear_prediction_update_every: int = 16,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
-        self.segment_length = 1
+        self.segment_length = linear_prediction_update_every if linear_prediction_order else 1
         self.residual_channels = residual_channels
         self.embedding = nn.Embedding(vocabulary_size, residual_channels)
         self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
@@ -48,6 +58,16 @@ class WaveNet(TokenModel):
         )
         self.hidden = nn.Linear(skip_channels, skip_channels)
         self.readout = nn.Linear(skip_channels, vocabulary_size)
+        self.linear_prediction: LinearPrediction | None = None
+        if linear_prediction_order:
+            self.linear_prediction = LinearPrediction(
+                vocabulary_size,
+                order=linear_prediction_order,
+                windows=linear_prediction_windows,
+                update_every=linear_prediction_update_every,
+                input_channels=residual_channels,
+                output_channels=skip_channels,
+            )
 
     @property
     def receptive_field(self) -> int:
@@ -57,26 +77,45 @@ class WaveNet(TokenModel):
     def initial_state(
         self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> State:
-        """Return zero queues (see the base class)."""
-        return {
+        """Return zero queues and, with linear prediction, a past of silence (see the base class)."""
+        state = {
             f"queue.{i}": torch.zeros(
                 batch_size, layer.queue_length, self.residual_channels, device=device, dtype=dtype
             )
             for i, layer in enumerate(self.layers)
         }
+        if self.linear_prediction is not None:
+            state |= self.linear_prediction.initial_state(batch_size, device)
+            state["offset"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return state
 
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
-        """Read a window of any length (see the base class)."""
-        h = self.embedding(tokens)
-        new_state = {}
-        skips = h.new_zeros(())
-        for i, layer in enumerate(self.layers):
-            h, skip, queue = layer(h, state[f"queue.{i}"].to(h.dtype))
-            skips = skips + skip
-            new_state[f"queue.{i}"] = queue.detach().to(state[f"queue.{i}"].dtype)
-        return ModelOutput(self.readout(F.relu(self.hidden(F.relu(skips)))), new_state)
+        """Read a window of any length; with linear prediction, of whole frames (see the base class)."""
+        assert tokens.shape[1] % self.segment_length == 0, "forward reads whole frames; see consume()"
+        return self._read(tokens, state, None)
 
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
         """Read one sample: a window of one, since a layer needs no more than its queue (see the base class)."""
-        output = self.forward(tokens[:, None], state)
+        place = int(state["offset"][0]) if self.linear_prediction is not None else None
+        output = self._read(tokens[:, None], state, place)
+        if place is not None:
+            output.state["offset"] = (state["offset"] + 1) % self.segment_length
         return output.logits[:, 0], output.state
+
+    def _read(self, tokens: Tensor, state: State, place: int | None) -> ModelOutput:
+        h = self.embedding(tokens)
+        state = dict(state)
+        if self.linear_prediction is not None:
+            features, predicted, state = self.linear_prediction.predict(tokens, state, place)
+            h = h + self.linear_prediction.read(features)
+        skips = h.new_zeros(())
+        for i, layer in enumerate(self.layers):
+            queue = state[f"queue.{i}"]
+            h, skip, new_queue = layer(h, queue.to(h.dtype))
+            skips = skips + skip
+            state[f"queue.{i}"] = new_queue.detach().to(queue.dtype)
+        hidden = F.relu(self.hidden(F.relu(skips)))
+        logits = self.readout(hidden)
+        if self.linear_prediction is not None:
+            logits = logits + self.linear_prediction.logits(hidden, predicted)
+        return ModelOutput(logits, state)

@@ -40,6 +40,11 @@ def wavenet(**changes: Any) -> TokenModel:
 
 
 local = {"front_dilations": [1, 2, 4], "short_convolution_width": 3}
+predicting = {
+    "linear_prediction_order": 3,
+    "linear_prediction_windows": [20, 5],
+    "linear_prediction_update_every": 2,
+}
 VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "pre-contiguous": lambda: compressive(),
     "post-contiguous": lambda: compressive(norm="post"),
@@ -62,6 +67,11 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "transformer-xl-no-memory": lambda: transformer_xl(memory_length=0),
     "wavenet-2": lambda: wavenet(),
     "wavenet-3": lambda: wavenet(width=3),
+    "linear-prediction": lambda: compressive(**predicting),
+    "linear-prediction-front-short": lambda: compressive(**predicting, **local),
+    "linear-prediction-transformer-xl": lambda: transformer_xl(**predicting),
+    "linear-prediction-wavenet": lambda: wavenet(**predicting | {"linear_prediction_update_every": 4}),
+    "linear-prediction-one-wavenet": lambda: wavenet(**predicting | {"linear_prediction_windows": [20]}),
 }
 
 
@@ -268,4 +278,7 @@ def test_autocast_keeps_the_states_dtype(model: TokenModel, precision: torch.dty
     with torch.no_grad(), torch.autocast("cpu", precision):
         output = model(tokens(length=2 * SEGMENT), model.initial_state(2))
     assert torch.isfinite(output.logits).all()
-    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in output.state.values())
+    kept = (torch.float32, torch.int64, torch.float64)
+    assert all(tensor.dtype in kept for tensor in output.state.values())
+    initial = model.initial_state(2)
+    assert {name: tensor.dtype for name, tensor in output.state.items()} == {n: t.dtype for n, t in initial.items()}

@@ -1,0 +1,160 @@
+"""Backward-adaptive linear prediction against slow recursive and least-squares forms, and what a model does with it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_ct.audio import mu_law
+from audio_ct.errors import InputError
+from audio_ct.models.linear_prediction import ABSOLUTE_RIDGE, RELATIVE_RIDGE, BackwardPredictor, LinearPrediction
+
+ORDER, EVERY = 4, 8
+WINDOWS = [100, 30]
+
+
+def predictor(windows: list[int] = WINDOWS, order: int = ORDER) -> BackwardPredictor:
+    return BackwardPredictor(256, order=order, windows=windows, update_every=EVERY)
+
+
+def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> Tensor:
+    """Return tokens of noise through a slowly moving resonance."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.zeros(num_lanes, length, dtype=torch.float64)
+    noise = 0.05 * torch.randn(num_lanes, length, generator=random, dtype=torch.float64)
+    for t in range(2, length):
+        frequency = 0.3 + 0.2 * math.sin(t / 200)
+        x[:, t] = 1.8 * math.cos(frequency) * x[:, t - 1] - 0.9 * x[:, t - 2] + noise[:, t]
+    return mu_law.encode(x.clamp(-1, 1)).long()
+
+
+def slow(tokens: Tensor, window: int) -> tuple[list[float], list[float]]:
+    """Return predictions and expected errors of one lane, each frame's least squares written out from its beginning."""
+    x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), mu_law.decode(tokens).double()])
+    predictions, errors = [], []
+    for t in range(len(tokens)):
+        frame_start = t - t % EVERY
+        past, cross, power = torch.zeros(ORDER, ORDER).double(), torch.zeros(ORDER).double(), 0.0
+        for s in range(frame_start):
+            weight = (1 - 1 / window) ** (frame_start - 1 - s)
+            row, target = x[s : s + ORDER], float(x[s + ORDER])
+            past += weight * torch.outer(row, row)
+            cross += weight * target * row
+            power += weight * target**2
+        ridge = RELATIVE_RIDGE * past.trace() / ORDER + ABSOLUTE_RIDGE
+        coefficients = torch.linalg.solve(past + ridge * torch.eye(ORDER).double(), cross)
+        amplitude = float((coefficients @ x[t + 1 : t + 1 + ORDER]).clamp(-1, 1))
+        predictions.append(math.copysign(math.log1p(255 * abs(amplitude)) / math.log(256) * 127.5, amplitude))
+        left = math.sqrt(max(0.0, power - float(coefficients @ cross)) / window)
+        errors.append(left / ((abs(amplitude) + 1 / 255) * math.log(256) * 2 / 255))
+    return predictions, errors
+
+
+def test_predictions_are_those_of_least_squares_over_the_whole_past() -> None:
+    tokens = speech_like()
+    model = predictor()
+    predicted, expected, _ = model(tokens, model.initial_state(2, "cpu"))
+    for lane in range(2):
+        for k, window in enumerate(WINDOWS):
+            slow_predicted, slow_expected = slow(tokens[lane], window)
+            torch.testing.assert_close(predicted[lane, :, k].tolist(), slow_predicted, atol=1e-4, rtol=0)
+            torch.testing.assert_close(expected[lane, :, k].tolist(), slow_expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 10])
+def test_amplitudes_are_mu_laws(bits: int) -> None:
+    model = BackwardPredictor(2**bits, order=2, windows=[9], update_every=4)
+    torch.testing.assert_close(model.amplitude.float(), mu_law.decode(torch.arange(2**bits), bits), atol=1e-6, rtol=0)
+    back, _ = model._to_tokens(model.amplitude, torch.zeros(2**bits, dtype=torch.float64))
+    torch.testing.assert_close(back, torch.arange(2**bits).double() - (2**bits - 1) / 2, atol=1e-9, rtol=0)
+
+
+def test_a_resonance_is_predicted_far_better_than_by_the_last_sample() -> None:
+    tokens = speech_like(length=400 * EVERY)
+    model = predictor([200])
+    predicted = model(tokens, model.initial_state(2, "cpu"))[0][..., 0]
+    target = tokens[:, 1:] - 127.5
+    error = (predicted[:, :-1] - target)[:, 500:].square().mean()
+    naive = (tokens[:, :-1] - 127.5 - target)[:, 500:].square().mean()
+    assert error < naive / 3
+
+
+def test_the_expected_error_is_about_the_error() -> None:
+    tokens = speech_like(length=400 * EVERY)
+    model = predictor([200])
+    predicted, expected, _ = model(tokens, model.initial_state(2, "cpu"))
+    error = (predicted[:, :-1, 0] - (tokens[:, 1:] - 127.5))[:, 500:]
+    assert 0.7 < float((error / expected[:, 500:-1, 0]).square().mean().sqrt()) < 1.4
+
+
+@pytest.mark.parametrize("token", [0, 127, 128, 255])
+def test_a_constant_stream_of_any_level_stays_finite(token: int) -> None:
+    model = predictor(order=32)
+    tokens = torch.full((1, 100 * EVERY), token)
+    predicted, expected, state = model(tokens, model.initial_state(1, "cpu"))
+    assert torch.isfinite(predicted).all()
+    assert torch.isfinite(expected).all()
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert (predicted[0, -1] - (token - 127.5)).abs().max() < 0.6
+
+
+def test_full_scale_noise_stays_finite_and_on_the_scale() -> None:
+    model = predictor(order=32)
+    tokens = torch.randint(2, (2, 100 * EVERY), generator=torch.Generator().manual_seed(0)) * 255
+    predicted, _, _ = model(tokens, model.initial_state(2, "cpu"))
+    assert predicted.abs().max() <= 127.5
+
+
+def test_steps_are_windows_and_windows_may_be_cut_between_frames() -> None:
+    tokens = speech_like()
+    model = predictor()
+    whole = model(tokens, model.initial_state(2, "cpu"))
+    state = model.initial_state(2, "cpu")
+    first, _, state = model(tokens[:, : 3 * EVERY], state)
+    rest = []
+    for t in range(3 * EVERY, tokens.shape[1]):
+        predicted, _, state = model.step(tokens[:, t], state, t % EVERY)
+        rest.append(predicted)
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole[0], atol=1e-9, rtol=0)
+    assert state.keys() == whole[2].keys()
+    for name in state:
+        torch.testing.assert_close(state[name], whole[2][name], atol=1e-12, rtol=0)
+
+
+def part(vocabulary_size: int = 4) -> LinearPrediction:
+    torch.manual_seed(0)
+    return LinearPrediction(
+        vocabulary_size, order=2, windows=[20, 5], update_every=4, input_channels=3, output_channels=5
+    ).double()
+
+
+def test_logits_of_distances_are_laid_out_by_token() -> None:
+    model = part()
+    hidden = torch.randn(1, 3, 5, dtype=torch.float64)
+    # Tokens 2, 0 and 3 stand at 0.5, -1.5 and 1.5 from the middle of the scale.
+    got = model.logits(hidden, torch.tensor([[0.6, -1.9, 1.5]], dtype=torch.float64))
+    distances = model.output(hidden)[0]
+    for row, nearest in enumerate((2, 0, 3)):
+        expected = [float(distances[row, token - nearest + 3].detach()) for token in range(4)]
+        assert got[0, row].tolist() == pytest.approx(expected)
+
+
+def test_predictions_and_errors_are_told_to_the_network() -> None:
+    model = part(256)
+    tokens = speech_like()
+    with torch.no_grad():
+        features, predicted, _ = model.predict(tokens, model.initial_state(2, "cpu"))
+        read = model.read(features)
+    assert read.shape == (2, tokens.shape[1], 3)
+    assert features.abs().max() < 6
+    plain = model.predictor(tokens, model.predictor.initial_state(2, "cpu"))[0]
+    torch.testing.assert_close(predicted, plain[..., 0])
+    # The third feature of an error is log(1 + |error|) / 3, of the token that was read and its prediction before.
+    error = (tokens[:, 1:] - 127.5 - plain[:, :-1, 0]).abs().log1p() / 3
+    assert any(torch.allclose(features[:, 1:, n], error) for n in range(features.shape[-1]))
+
+
+def test_no_window_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model.linear_prediction_windows=\[\] must name"):
+        LinearPrediction(8, order=2, windows=[], update_every=4, input_channels=3, output_channels=5)
