@@ -18,6 +18,8 @@ from audio_ct.errors import InputError
 from audio_ct.models.interface import TokenModel, select_lanes
 from audio_ct.tokens.store import Recording, TokenStore
 
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -51,13 +53,17 @@ class Likelihood:
 
 
 def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
-    """Return a split's recordings, or as many, spread evenly over it, as on average hold `max_tokens`; at least one."""
+    """Return a split's recordings, or the fewest, spread evenly over it, that hold `max_tokens`; in the store's order.
+
+    Recordings are taken by steps of the golden ratio through the split, so that any number of them is spread evenly.
+    """
     recordings = store.recordings(split)
-    total = store.num_tokens(split)
-    if max_tokens is None or total <= max_tokens:
+    if max_tokens is None:
         return recordings
-    stride = math.ceil(total / max_tokens)
-    return recordings[::stride]
+    turns = sorted(range(len(recordings)), key=lambda index: (index * GOLDEN_RATIO) % 1)
+    held = np.cumsum([recordings[index].length for index in turns])
+    enough = int(np.searchsorted(held, max_tokens)) + 1
+    return tuple(recordings[index] for index in sorted(turns[:enough]))
 
 
 @torch.no_grad()

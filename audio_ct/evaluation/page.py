@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import soundfile
 from matplotlib.image import imsave
 
+from audio_ct.durable import write_whole
 from audio_ct.evaluation.spectrogram import COLOUR_MAP, COLOUR_RANGE_DB, mel_db
 
 MODEL_KEYS = (
@@ -116,8 +116,10 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
         best={key: _best(models, key, sign) for key, sign in _BETTER.items()},
     )
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(out / "comparison.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
-    _write_whole(out / "index.html", page)
+    record = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    # Names that are no Unicode become "?".
+    write_whole(out / "comparison.json", record.encode("utf-8", errors="replace"))
+    write_whole(out / "index.html", page.encode("utf-8", errors="replace"))
     return out / "index.html"
 
 
@@ -390,22 +392,3 @@ def _plain(value: Any) -> Any:
 
 def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name in the same folder, make it durable, rename; names not in Unicode become '?'."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -178,7 +178,9 @@ class LinearPrediction(nn.Module):
     ) -> None:
         super().__init__()
         if not windows:
-            raise InputError("model.linear_prediction_windows=[] must name at least one window; try [500, 200, 67, 25].")
+            raise InputError(
+                "model.linear_prediction_windows=[] must name at least one window; try [500, 200, 67, 25]."
+            )
         self.predictor = BackwardPredictor(vocabulary_size, order=order, windows=windows, update_every=update_every)
         self.vocabulary_size = vocabulary_size
         self.update_every = update_every

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pydantic
 import pydantic_core
 
+from audio_ct.durable import synchronise
 from audio_ct.errors import DamagedError, InputError, MissingError
 
 FORMAT = "audio-ct token store"
@@ -388,12 +389,12 @@ class TokenStoreBuilder:
             self._write_manifest()
             shutil.rmtree(self.work_folder)
             for file in sorted(self.folder.iterdir()):
-                _fsync(file)
-            _fsync(self.folder)
+                synchronise(file)
+            synchronise(self.folder)
             if self._overwrite and self.path.exists():
                 os.rename(self.path, self._replaced)
             os.rename(self.folder, self.path)
-            _fsync(self.path.parent)
+            synchronise(self.path.parent)
             if self._replaced.exists():
                 shutil.rmtree(self._replaced)
         except OSError as error:
@@ -469,11 +470,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

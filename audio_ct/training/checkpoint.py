@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from audio_ct.durable import synchronise
 from audio_ct.errors import AudioCTError, DamagedError, InputError, MissingError
 
 FORMAT = "audio-ct checkpoint"
@@ -159,15 +160,15 @@ def save(
             (temporary / RECIPE_FILE).write_bytes(recipe.encode())
             records = {name: _record(temporary / name) for name in FILES}
             for name in FILES:
-                _synchronise(temporary / name)
+                synchronise(temporary / name)
             (temporary / MANIFEST_FILE).write_bytes(_manifest_bytes(_manifest(step, manifest, records)))
-            _synchronise(temporary / MANIFEST_FILE)
-            _synchronise(temporary)
+            synchronise(temporary / MANIFEST_FILE)
+            synchronise(temporary)
             # A folder cannot be renamed onto another; `find` knows the name in between, so a kill here loses nothing.
             if target.exists():
                 target.rename(replaced)
             temporary.rename(target)
-            _synchronise(folder)
+            synchronise(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -339,14 +340,6 @@ def _open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise DamagedError(f"{path}: not a regular file; a checkpoint holds regular files only")
     return os.fdopen(descriptor, "rb")
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _record(path: Path) -> FileRecord:

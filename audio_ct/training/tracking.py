@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audio_ct.durable import write_whole
 from audio_ct.errors import AudioCTError, InputError
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ class _Sender:
             "sent_step": self._sent_step,
             "sent_lines": self._sent_lines,
         }
-        _replace(self._progress_path, [json.dumps(progress).encode() + b"\n"])
+        write_whole(self._progress_path, json.dumps(progress).encode() + b"\n")
 
     def _send_lines(self, client: "MlflowClient") -> bool:
         """Send the next whole lines that the run does not have yet; return whether any line was read."""
@@ -394,16 +395,7 @@ def _cut_record(path: Path, resume_step: int) -> None:
                 is_kept = False
             if is_kept:
                 kept.append(line)
-    _replace(path, kept)
-
-
-def _replace(path: Path, lines: list[bytes]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, b"".join(kept))
 
 
 def _without_password(text: str) -> str:

@@ -131,5 +131,10 @@ def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
     everything = store.recordings("test")
     for enough in (None, sum(LENGTHS), 10**9):
         assert choose_recordings(store, "test", enough) == everything
-    assert choose_recordings(store, "test", 70) == everything[::2]
+    for most in range(1, sum(LENGTHS)):
+        chosen = choose_recordings(store, "test", most)
+        assert [each for each in everything if each in chosen] == list(chosen)
+        lengths = [each.length for each in chosen]
+        assert sum(lengths) >= most
+        assert sum(lengths) - max(lengths) < most
     assert choose_recordings(store, "test", 1) == everything[:1]
