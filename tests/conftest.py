@@ -43,8 +43,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 # Before anything imports the models: their shape annotations are checked in every test.
 install_import_hook("audio_ct.models", f"{__name__}.{checked.__name__}")
 
-# Before anything imports librosa: two workers that compile its functions into one cache at once leave it such that every
-# later process dies of a segmentation fault.
+# Before anything imports librosa: two workers that compile its functions into one cache at once leave it such that
+# every later process dies of a segmentation fault.
 os.environ["NUMBA_CACHE_DIR"] = str(
     Path(__file__).parent.parent / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
 )
