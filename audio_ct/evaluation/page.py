@@ -275,6 +275,7 @@ def _curves(models: Sequence[Mapping[str, Any]], lines: Mapping[str, float | Non
                 "index": model["index"],
                 "training": " ".join("{},{}".format(*place(point)) for point in series["training"]),
                 "validation": [place(point) for point in series["validation"]],
+                "scored": [place(point) for point in series["validation"] if point[0] == model.get("trained_tokens")],
             }
             for model, series in measured
             if series["training"] or series["validation"]

@@ -101,6 +101,17 @@ def difference(a: str, b: str, bits: float, low: float, high: float) -> dict[str
     return {"a": a, "b": b, "bits": bits, "interval": [low, high]}
 
 
+def test_the_scored_checkpoint_is_marked_on_its_curve(tmp_path: Path) -> None:
+    marked, unmarked = (
+        write_page(
+            comparison(model("a", 2.0, trained_tokens=tokens), model("b", 2.1)), tmp_path / str(tokens)
+        ).read_text("utf-8")
+        for tokens in (100_000, 4_000_000)
+    )
+    assert marked.count('class="scored"') == 1
+    assert 'class="scored"' not in unmarked
+
+
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = write_page(comparison(model("A", 2.5), model("B", 2.6)), tmp_path / "new" / "page")
     assert page == tmp_path / "new" / "page" / "index.html"
