@@ -18,6 +18,7 @@ from audio_ct.audio.mu_law import decode, silence_token
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import interval, paired_difference
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
+from audio_ct.evaluation.linear_prediction_line import fit_linear_prediction_line
 from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import fit
 from audio_ct.evaluation.waveform_statistics import (
@@ -34,6 +35,10 @@ from audio_ct.sampling.writing import write_samples
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 
+# Distances from linear predictions are counted on so much of the training split: a few seconds' work.
+LINEAR_PREDICTION_TOKENS = 2_000_000
+# Above it a table of distances stops being small.
+MAX_VOCABULARY_SIZE_LINEAR_PREDICTION = 4096
 # Windows of real speech whose statistics stand for the corpus.
 NUM_REAL_WINDOWS = 40
 
@@ -198,15 +203,8 @@ def compare(
                 ],
             }
         )
-    report("counting contexts for the reference lines")
-    chosen = choose_recordings(store, options.split, options.max_tokens)
-    lines = fit(
-        (store.tokens("train", recording) for recording in store.recordings("train")),
-        store.vocabulary_size,
-        start_token=silence_token(store.bits),
-    ).bits_per_sample(
-        (store.tokens(options.split, recording) for recording in chosen), first_scored=options.cold_start_samples
-    )
+    report("counting for the reference lines")
+    lines = _reference_lines(store, options)
     comparison = {
         "title": options.title,
         "split": options.split,
@@ -274,6 +272,23 @@ def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
             for name, waveform in windows[: options.num_waveforms]
         ],
     }
+
+
+def _reference_lines(store: TokenStore, options: ComparisonOptions) -> dict[str, float | None]:
+    """Return bits per sample of what needs no network, on the positions on which the models are scored."""
+    start_token = silence_token(store.bits)
+    scored = [
+        store.tokens(options.split, recording)
+        for recording in choose_recordings(store, options.split, options.max_tokens)
+    ]
+    train = (store.tokens("train", recording) for recording in store.recordings("train"))
+    counted = fit(train, store.vocabulary_size, start_token=start_token)
+    lines = counted.bits_per_sample(scored, first_scored=options.cold_start_samples)
+    if store.vocabulary_size > MAX_VOCABULARY_SIZE_LINEAR_PREDICTION:
+        return lines | {"linear_prediction": None}
+    part = (store.tokens("train", each) for each in choose_recordings(store, "train", LINEAR_PREDICTION_TOKENS))
+    predicted = fit_linear_prediction_line(part, store.vocabulary_size, start_token=start_token)
+    return lines | {"linear_prediction": predicted.bits_per_sample(scored, options.cold_start_samples)}
 
 
 def _curve(checkpoint: Path) -> list[dict[str, float | None]]:

@@ -40,6 +40,7 @@ REFERENCE_LABELS = {
     "unigram": "Counting, order 0",
     "order_1": "Counting, order 1",
     "order_2": "Counting, order 2",
+    "linear_prediction": "Linear prediction, no network",
 }
 
 # Key, label, unit, factor from the statistic to what is shown, decimals.
@@ -72,7 +73,7 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
         comparison: the figures and samples of one to eight models; any value but title, sample_rate_hz, models and the
             models' names may be None.
             title, split, store, tokens, cold_start_samples, created, version, commit, synthetic, sample_rate_hz, bits;
-            reference_lines: {uniform, unigram, order_1, order_2}, bits per sample;
+            reference_lines: {uniform, unigram, order_1, order_2, linear_prediction}, bits per sample;
             models: list of {each of MODEL_KEYS, curve: [{tokens, training_bits, validation_bits}], statistics,
             recordings: [{name, bits_per_sample, tokens}], samples};
             differences: [{a, b, bits, interval}], a and b names of models, bits and 95 % interval of a less b;

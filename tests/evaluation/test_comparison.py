@@ -68,7 +68,9 @@ def test_the_record_has_what_is_promised(comparison: dict[str, Any]) -> None:
     bits = [model["bits_per_sample"] for model in comparison["models"]]
     assert difference["bits"] == pytest.approx(bits[0] - bits[1])
     assert difference["interval"][0] <= difference["bits"] <= difference["interval"][1]
-    assert comparison["reference_lines"]["uniform"] == 8
+    lines = comparison["reference_lines"]
+    assert lines["uniform"] == 8
+    assert 0 < lines["linear_prediction"] < lines["order_2"] < 8
 
 
 def test_the_page_stands_alone(comparison: dict[str, Any], runs: Path) -> None:

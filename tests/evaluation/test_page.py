@@ -88,7 +88,7 @@ def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "synthetic": False,
         "sample_rate_hz": RATE_HZ,
         "bits": 8,
-        "reference_lines": {"uniform": 8.0, "unigram": 6.0, "order_1": 4.0, "order_2": 3.5},
+        "reference_lines": {"uniform": 8.0, "unigram": 6.0, "order_1": 4.0, "order_2": 3.5, "linear_prediction": 2.7},
         "models": list(models),
         "differences": [],
         "notes": ["a note"],
