@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -40,18 +40,18 @@ class CorpusRecipe(Section):
     """Learn so many seconds of one recording by heart, instead of the corpus."""
 
 
-class PredictingRecipe(Section):
-    """What any model may start from: linear prediction. Keys are the model's arguments."""
+class LinearPredictionRecipe(Section):
+    """Backward-adaptive linear predictors that a model starts from. Keys are those of `LinearPredictionSettings`."""
 
-    linear_prediction_order: NonNegative = 0
-    """Samples of which backward-adaptive predictors predict the next; 0 for none."""
-    linear_prediction_windows: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1)] = [500, 200, 67, 25]
-    """Samples of its past that each predictor is fitted to; the first one's prediction centres the logits."""
-    linear_prediction_update_every: Positive = 16
+    order: Annotated[int, Field(gt=0, le=256)] = 32
+    """Samples that a prediction is made of."""
+    windows: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1, max_length=16)] = [500, 200, 67, 25]
+    """Samples of the past that each predictor is fitted to; the first one's prediction centres the logits."""
+    frame_length: Positive = 16
     """Samples between two fits."""
 
 
-class TransformerXLRecipe(PredictingRecipe):
+class TransformerXLRecipe(Section):
     """Transformer-XL: the Compressive Transformer without compressed memory. Keys are the model's arguments."""
 
     kind: Literal["transformer_xl"]
@@ -64,6 +64,7 @@ class TransformerXLRecipe(PredictingRecipe):
     norm: Literal["pre", "post"] = "pre"
     front_dilations: list[Positive] = []
     short_convolution_width: NonNegative = 0
+    linear_prediction: LinearPredictionRecipe | None = None
 
     @model_validator(mode="after")
     def _heads_divide_d_model(self) -> "TransformerXLRecipe":
@@ -73,10 +74,11 @@ class TransformerXLRecipe(PredictingRecipe):
 
     @model_validator(mode="after")
     def _frames_divide_segment(self) -> "TransformerXLRecipe":
-        if self.linear_prediction_order and self.segment_length % self.linear_prediction_update_every:
+        frame_length = 1 if self.linear_prediction is None else self.linear_prediction.frame_length
+        if self.segment_length % frame_length:
             raise ValueError(
-                f"model.linear_prediction_update_every={self.linear_prediction_update_every} must divide "
-                f"model.segment_length={self.segment_length}; try 16"
+                f"model.linear_prediction.frame_length={frame_length} must divide "
+                f"model.segment_length={self.segment_length}; try {math.gcd(16, self.segment_length)}"
             )
         return self
 
@@ -99,7 +101,7 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
         return self
 
 
-class WaveNetRecipe(PredictingRecipe):
+class WaveNetRecipe(Section):
     """WaveNet. Keys are the model's arguments."""
 
     kind: Literal["wavenet"]
@@ -108,11 +110,12 @@ class WaveNetRecipe(PredictingRecipe):
     residual_channels: Positive
     skip_channels: Positive
     width: Annotated[int, Field(ge=2)] = 2
+    linear_prediction: LinearPredictionRecipe | None = None
 
     @property
     def segment_length(self) -> int:
-        """Where a stream may be cut: between two fits of linear prediction, anywhere without."""
-        return self.linear_prediction_update_every if self.linear_prediction_order else 1
+        """Where a stream may be cut: between frames of linear prediction, anywhere without."""
+        return 1 if self.linear_prediction is None else self.linear_prediction.frame_length
 
 
 ModelRecipe = Annotated[
@@ -223,7 +226,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _windows_are_segments(self) -> "Recipe":
         segment_length = self.model.segment_length
-        key = "model.linear_prediction_update_every" if self.model.kind == "wavenet" else "model.segment_length"
+        key = "model.linear_prediction.frame_length" if self.model.kind == "wavenet" else "model.segment_length"
         if self.training.window_length % segment_length:
             raise ValueError(
                 f"training.window_length={self.training.window_length} must be a multiple of "
@@ -374,9 +377,12 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
             continue
         kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in _model_kinds()}
         annotation = kinds.get(part) or section.model_fields[part].annotation
-        if get_origin(annotation) is not None or not issubclass(annotation, BaseModel):  # type: ignore[arg-type]
+        # A section that may be left out is a union of it and None.
+        options = get_args(annotation) or (annotation,)
+        sections = [each for each in options if isinstance(each, type) and issubclass(each, Section)]
+        if not sections:
             return []
-        section = annotation  # type: ignore[assignment]
+        section = sections[0]
     return list(section.model_fields)
 
 
@@ -388,9 +394,12 @@ def build_model(model: Section, vocabulary_size: int) -> "TokenModel":
     """
     # Torch takes seconds to import: checking a recipe must not.
     from audio_ct.models.compressive_transformer import CompressiveTransformer
+    from audio_ct.models.linear_prediction import LinearPredictionSettings
     from audio_ct.models.wavenet import WaveNet
 
     arguments = model.model_dump(exclude={"kind"})
+    if arguments["linear_prediction"] is not None:
+        arguments["linear_prediction"] = LinearPredictionSettings(**arguments["linear_prediction"])
     if isinstance(model, WaveNetRecipe):
         return WaveNet(vocabulary_size=vocabulary_size, **arguments)
     return CompressiveTransformer(vocabulary_size=vocabulary_size, **arguments)

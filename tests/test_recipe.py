@@ -105,6 +105,19 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("kind: compressive_transformer", "", "model.kind=None: must be one of"),
         ("d_ff: 384", "d_ff: 384\n  compression_rate: 3", "model.compression_rate=3 must divide "),
         (
+            "d_ff: 384",
+            "d_ff: 384\n  linear_prediction: {frame_length: 3}",
+            "model.linear_prediction.frame_length=3 must divide model.segment_length=128; try 16",
+        ),
+        ("d_ff: 384", "d_ff: 384\n  linear_prediction: {order: 257}", "model.linear_prediction.order=257: "),
+        ("d_ff: 384", "d_ff: 384\n  linear_prediction: {windows: []}", "model.linear_prediction.windows=[]: "),
+        ("d_ff: 384", "d_ff: 384\n  linear_prediction: {windows: [1]}", "model.linear_prediction.windows.0=1: "),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  linear_prediction: {windws: [9]}",
+            "model.linear_prediction.windws=[9]: no such key; did you mean model.linear_prediction.windows?",
+        ),
+        (
             "window_length: 256",
             "window_length: 200",
             "window_length=200 must be a multiple of model.segment_length=128",
@@ -120,6 +133,21 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
 )
 def test_a_wrong_value_is_named_with_its_rule(old: str, new: str, message: str) -> None:
     assert any(message in line for line in faults(changed(old, new))), faults(changed(old, new))
+
+
+def test_a_wavenets_window_is_whole_frames_of_linear_prediction() -> None:
+    model = "kind: wavenet\n  num_stacks: 1\n  layers_per_stack: 2\n  residual_channels: 4\n  skip_channels: 4\n"
+    start, end = TEXT.index("kind: "), TEXT.index("optimizer:")
+    text = (TEXT[:start] + model + TEXT[end:]).replace("window_length: 256", "window_length: 100")
+    assert parse_recipe(text).model.segment_length == 1
+    (fault,) = faults(text.replace("kind: wavenet", "kind: wavenet\n  linear_prediction: {}"))
+    assert "training.window_length=100 must be a multiple of model.linear_prediction.frame_length=16; try 16" in fault
+
+
+def test_linear_prediction_can_be_left_out_by_an_override() -> None:
+    text = changed("d_ff: 384", "d_ff: 384\n  linear_prediction: {order: 8}")
+    assert parse_recipe(text).model.linear_prediction.order == 8
+    assert parse_recipe(text, ["model.linear_prediction=null"]).model.linear_prediction is None
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from audio_ct.errors import InputError
-from audio_ct.models.linear_prediction import BackwardPredictor
+from audio_ct.models.linear_prediction import BackwardPredictor, LinearPredictionSettings
 
-ORDER, UPDATE_EVERY = 32, 16
 # The long window predicts; the errors of both tell how sure it can be.
-WINDOWS = (200, 25)
-CHUNK_TOKENS = 1024 * UPDATE_EVERY
+SETTINGS = LinearPredictionSettings(order=32, windows=(200, 25), frame_length=16)
+CHUNK_TOKENS = 1024 * SETTINGS.frame_length
 # Half octaves of an expected error, from below a quarter of a token up.
 NUM_LEVELS = 16
 # What every distance is counted besides: none has probability 0.
@@ -77,12 +76,12 @@ def _predictions(
     recording: np.ndarray, vocabulary_size: int, start_token: int
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]]:
     """Yield (levels of both expected errors, nearest tokens to the predictions, the tokens), in chunks [time]."""
-    predictor = BackwardPredictor(vocabulary_size, order=ORDER, windows=WINDOWS, update_every=UPDATE_EVERY)
+    predictor = BackwardPredictor(vocabulary_size, SETTINGS)
     state = predictor.initial_state(1, "cpu")
     last = start_token
     for begin in range(0, len(recording), CHUNK_TOKENS):
         tokens = np.asarray(recording[begin : begin + CHUNK_TOKENS], dtype=np.int64)
-        read = np.full(-(-len(tokens) // UPDATE_EVERY) * UPDATE_EVERY, start_token)
+        read = np.full(-(-len(tokens) // SETTINGS.frame_length) * SETTINGS.frame_length, start_token)
         read[0], read[1 : len(tokens)] = last, tokens[:-1]
         last = int(tokens[-1])
         predicted, expected, state = predictor(torch.from_numpy(read[None]), state)

@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from audio_ct.models.positions import rotate_query
 
@@ -85,8 +86,9 @@ def dot_product_attention(
 ) -> Float[Tensor, "b h t d"]:
     """Return the softmax over q . k applied to v; scaling is the caller's.
 
-    On CUDA by a fused kernel, which makes no tensor of [query, key] and wants values as wide as keys. On a CPU plain
-    products are 3.7 times as fast (forward and backward, bfloat16, 128 queries, 640 keys; docs/log.md).
+    On CUDA by a fused kernel, which makes no tensor of [batch, head, query, key] and wants values as wide as keys. On a
+    CPU plain products are 3.7 times as fast (docs/log.md); under autocast they round scores and weights to its type, so
+    a checkpoint's bits may differ by some 0.001 between the two.
 
     Args:
         q: queries.
@@ -97,21 +99,18 @@ def dot_product_attention(
     num_queries, num_keys = q.shape[2], k.shape[2]
     causal = causal and num_queries > 1
     if q.is_cuda:
-        mask = causal_mask(num_queries, num_keys, q.device).to(q.dtype) if causal else None
+        mask = causal_lower_right(num_queries, num_keys) if causal else None
         padded = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
         return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=1.0)[..., : v.shape[-1]]
     scores = q @ k.transpose(-1, -2)
     if causal:
-        scores[..., num_keys - num_queries :] += causal_mask(num_queries, num_queries, q.device).to(q.dtype)
+        scores[..., num_keys - num_queries :] += causal_mask(num_queries, q.device).to(q.dtype)
     return scores.softmax(dim=-1) @ v
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Float[Tensor, "t s"]:
-    """Return what is added to scores: 0 where a query sees a key, -inf where not.
+def causal_mask(num_samples: int, device: torch.device) -> Float[Tensor, "t t"]:
+    """Return what is added to samples' scores for each other: 0 where a query sees a key, -inf where not.
 
-    The last `num_queries` keys are seen causally, all older ones always.
-
-    Example: 2 queries, 4 keys -> [[0, 0, 0, -inf], [0, 0, 0, 0]].
+    Example: 2 samples -> [[0, -inf], [0, 0]].
     """
-    hidden = torch.full((num_queries, num_keys), float("-inf"), device=device)
-    return hidden.triu(num_keys - num_queries + 1)
+    return torch.full((num_samples, num_samples), float("-inf"), device=device).triu(1)

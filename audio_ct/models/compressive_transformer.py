@@ -7,6 +7,7 @@ inputs into memory; what leaves memory is compressed into compressed memory.
 Source: Rae et al. 2019, algorithm 1; docs/notation.md lists where paper and published code differ and what is chosen.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,13 +20,10 @@ from audio_ct.errors import InputError
 from audio_ct.models.compression import attention_reconstruction_loss
 from audio_ct.models.compressive_layer import CompressiveLayer
 from audio_ct.models.convolution import ConvolutionalFront
-from audio_ct.models.interface import ModelOutput, State, TokenModel
-from audio_ct.models.linear_prediction import LinearPrediction
+from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut
+from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 from audio_ct.models.memory import context_positions, push
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
-
-# What goes past the layers to the logits, where a model has it: the front's skips, and linear predictions.
-Bypass = tuple[Tensor | None, Tensor | None]
 
 
 class CompressiveTransformer(TokenModel):
@@ -46,9 +44,8 @@ class CompressiveTransformer(TokenModel):
         front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
             layers' output together go through WaveNet's head. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
-        linear_prediction_order: samples of which backward-adaptive predictors predict the next; 0 for none (paper).
-        linear_prediction_windows: see `BackwardPredictor`.
-        linear_prediction_update_every: see `BackwardPredictor`; divides segment_length.
+        linear_prediction: backward-adaptive predictors to start from, whose frame length divides segment_length; none
+            in the paper.
 
     Raises:
         InputError: if sizes do not fit together.
@@ -70,9 +67,7 @@ class CompressiveTransformer(TokenModel):
         norm: Literal["pre", "post"] = "pre",
         front_dilations: Sequence[int] = (),
         short_convolution_width: int = 0,
-        linear_prediction_order: int = 0,
-        linear_prediction_windows: Sequence[int] = (),
-        linear_prediction_update_every: int = 16,
+        linear_prediction: LinearPredictionSettings | None = None,
     ) -> None:
         super().__init__()
         if d_model % num_heads:
@@ -81,6 +76,11 @@ class CompressiveTransformer(TokenModel):
             raise InputError(
                 f"model.compression_rate={compression_rate} must divide model.segment_length={segment_length}; "
                 "try 2 or 4."
+            )
+        if linear_prediction is not None and segment_length % linear_prediction.frame_length:
+            raise InputError(
+                f"model.linear_prediction.frame_length={linear_prediction.frame_length} must divide "
+                f"model.segment_length={segment_length}; try {math.gcd(16, segment_length)}."
             )
         self.vocabulary_size = vocabulary_size
         self.segment_length = segment_length
@@ -101,17 +101,12 @@ class CompressiveTransformer(TokenModel):
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" and self.front is None else nn.Identity()
-        self.hidden = nn.Linear(d_model, d_model) if self.front is not None else nn.Identity()
+        self.hidden = nn.Linear(d_model, d_model) if self.front is not None else None
         self.readout = nn.Linear(d_model, vocabulary_size)
         self.linear_prediction: LinearPrediction | None = None
-        if linear_prediction_order:
+        if linear_prediction is not None:
             self.linear_prediction = LinearPrediction(
-                vocabulary_size,
-                order=linear_prediction_order,
-                windows=linear_prediction_windows,
-                update_every=linear_prediction_update_every,
-                input_channels=d_model,
-                output_channels=d_model,
+                vocabulary_size, linear_prediction, input_channels=d_model, output_channels=d_model
             )
         # Positions are the same in every segment: the segment begins at 0, memories stand before it.
         attention = self.layers[0].attention
@@ -162,14 +157,15 @@ class CompressiveTransformer(TokenModel):
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
-        h, bypass, state = self._embed(tokens, state)
+        assert not is_cut(state), "forward reads from the start of a segment; see consume()"
+        h, skips, predicted, state = self._embed(tokens, state)
         outputs, losses = [], []
         for segment in h.split(self.segment_length, dim=1):
             output, state, reconstruction = self._segment(segment, state)
             outputs.append(output)
             losses.extend(reconstruction)
         auxiliary = {"attention_reconstruction": torch.stack(losses).mean()} if losses else {}
-        return ModelOutput(self._logits(torch.cat(outputs, dim=1), bypass), state, auxiliary)
+        return ModelOutput(self._logits(torch.cat(outputs, dim=1), skips, predicted), state, auxiliary)
 
     def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         new_state = dict(state)
@@ -193,7 +189,7 @@ class CompressiveTransformer(TokenModel):
         """
         offset = int(state["offset"][0])
         place = self.num_past + offset
-        h, bypass, state = self._embed(tokens[:, None], state, offset)
+        h, skips, predicted, state = self._embed(tokens[:, None], state, offset)
         rotation = self.query_rotation[:, offset : offset + 1]
         for i, layer in enumerate(self.layers):
             if offset == 0:
@@ -213,31 +209,35 @@ class CompressiveTransformer(TokenModel):
                 state |= self._remember(i, state[f"cache.inputs.{i}"], state)[0]
             state = {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
             state["offset"] = torch.zeros_like(state["offset"])
-        return self._logits(h, bypass)[:, 0], state
+        return self._logits(h, skips, predicted)[:, 0], state
 
-    def _embed(self, tokens: Tensor, state: State, offset: int | None = None) -> tuple[Tensor, Bypass, State]:
-        """Return (what the first layer reads, what goes past the layers to `_logits`, the new state).
+    def _embed(
+        self, tokens: Tensor, state: State, offset: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+        """Return (what the first layer reads, the front's skips, linear predictions, the new state).
 
-        A step gives the offset of its sample in the segment.
+        Skips and predictions go past the layers to `_logits`. A step gives the offset of its sample in the segment.
         """
         h, skips, predicted = self.embedding(tokens), None, None
         if self.linear_prediction is not None:
-            place = None if offset is None else offset % self.linear_prediction.update_every
+            place = None if offset is None else offset % self.linear_prediction.frame_length
             features, predicted, state = self.linear_prediction.predict(tokens, state, place)
             h = h + self.linear_prediction.read(features)
         if self.front is not None:
             h, skips, queues = self.front(h, state)
             state = state | queues
-        return h, (skips, predicted), state
+        return h, skips, predicted, state
 
-    def _logits(self, h: Tensor, bypass: Bypass) -> Tensor:
+    def _logits(self, h: Tensor, skips: Tensor | None, predicted: Tensor | None) -> Tensor:
         """Return logits; with a front by WaveNet's head, the layers' output being one more skip."""
-        skips, predicted = bypass
-        h = self.final_norm(h) if skips is None else F.relu(self.hidden(F.relu(h + skips)))
+        if self.hidden is not None and skips is not None:
+            h = F.relu(self.hidden(F.relu(h + skips)))
+        else:
+            h = self.final_norm(h)
         logits = self.readout(h)
-        if self.linear_prediction is None or predicted is None:
-            return logits
-        return logits + self.linear_prediction.logits(h, predicted)
+        if self.linear_prediction is not None and predicted is not None:
+            logits = logits + self.linear_prediction.logits(h, predicted)
+        return logits
 
     def _attention_input(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State]:
         """Return (what layer i's attention reads and its memory stores, its short convolution's queue if any)."""

@@ -69,7 +69,8 @@ class TokenModel(nn.Module, ABC):
 
         Args:
             tokens: [batch]
-            state: where the lanes stand; its tensors may be written to, so use the returned state from here on.
+            state: where the lanes stand, all at the same sample of their segments; its tensors may be written to, so
+                use the returned state from here on.
 
         Returns:
             Logits of the next token [batch, vocabulary] and the new state.
@@ -81,8 +82,18 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def is_cut(state: State) -> bool:
+    """Return whether a state stands within a segment, so that only `step` can go on from it.
+
+    Within a segment, and only there, `step` keeps what it needs to its end under names that begin with "cache.".
+    """
+    return any(name.startswith("cache.") for name in state)
+
+
 def select_lanes(lanes: Bool[Tensor, " batch"], chosen: State, other: State) -> State:
-    """Return a state with `chosen`'s tensors in the lanes that are marked and `other`'s in the rest."""
+    """Return a state with `chosen`'s tensors in the marked lanes and `other`'s in the rest, between segments."""
+    assert not is_cut(chosen), "lanes are chosen between segments"
+    assert not is_cut(other), "lanes are chosen between segments"
     return {name: torch.where(lanes.view(-1, *[1] * (old.dim() - 1)), chosen[name], old) for name, old in other.items()}
 
 

@@ -8,12 +8,13 @@ distribution of the next token is centred: what is left to model is the residual
 Shape suffixes: B batch, T time, F frames, S samples of a frame, K predictors, N order, O = N + 1.
 
 Source: backward adaptation of a high order from past output is ITU-T G.728; exponentially windowed least squares is the
-first stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); predicting a residual's distribution with a network
+second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); predicting a residual's distribution with a network
 around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are transmitted, not adapted.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -30,34 +31,55 @@ RELATIVE_RIDGE = 1e-5
 ABSOLUTE_RIDGE = 1e-7
 
 
+@dataclass(frozen=True)
+class LinearPredictionSettings:
+    """Which predictors there are.
+
+    Attributes:
+        order: samples that a prediction is made of.
+        windows: effective length in samples of each predictor's exponential window.
+        frame_length: samples between two adaptations; a stream may be cut between frames.
+    """
+
+    order: int
+    windows: Sequence[int]
+    frame_length: int
+
+    def __post_init__(self) -> None:
+        """Refuse what predicts nothing.
+
+        Raises:
+            InputError: naming the value and the rule.
+        """
+        for name, value in (("order", self.order), ("frame_length", self.frame_length)):
+            if value < 1:
+                raise InputError(f"model.linear_prediction.{name}={value} must be at least 1; try 32 and 16.")
+        if not self.windows or min(self.windows) < 2:
+            raise InputError(
+                f"model.linear_prediction.windows={list(self.windows)} must name at least one window of 2 or more "
+                "samples; try [500, 200, 67, 25]."
+            )
+
+
 class BackwardPredictor(nn.Module):
     """Least-squares linear predictors over exponential windows of the stream's own past; no parameters.
 
-    Coefficients are found anew before every frame of `update_every` samples, from all samples before it.
+    Coefficients are found anew before every frame, from all samples before it.
 
     Args:
         vocabulary_size: number of mu-law tokens.
-        order: samples that a prediction is made of.
-        windows: effective length in samples of each predictor's exponential window.
-        update_every: samples of a frame; a stream may be cut between frames.
+        settings: the predictors.
     """
 
-    def __init__(self, vocabulary_size: int, *, order: int, windows: Sequence[int], update_every: int) -> None:
+    def __init__(self, vocabulary_size: int, settings: LinearPredictionSettings) -> None:
         super().__init__()
-        self.order = order
-        self.update_every = update_every
-        self.num_predictors = len(windows)
+        self.order = settings.order
+        self.frame_length = settings.frame_length
+        self.num_predictors = len(settings.windows)
         self.mu = vocabulary_size - 1
-        decay_K1 = 1 - 1 / torch.tensor(windows, dtype=torch.float64)[:, None]
-        age_S = torch.arange(update_every - 1, -1, -1)
-        self.register_buffer("decay", decay_K1[..., None] ** update_every, persistent=False)
-        self.register_buffer("weight", decay_K1 ** (age_S / 2), persistent=False)
-        self.register_buffer("window", torch.tensor(windows, dtype=torch.float64), persistent=False)
-        self.register_buffer("amplitude", _amplitude(torch.arange(vocabulary_size), self.mu), persistent=False)
-        self.decay: Tensor
-        self.weight: Tensor
-        self.window: Tensor
-        self.amplitude: Tensor
+        # An integer buffer: `model.to(dtype)` leaves it alone.
+        self.register_buffer("windows", torch.tensor(settings.windows), persistent=False)
+        self.windows: Tensor
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> State:
         """Return a past of silence; float64 whatever the model's type, since least squares square the precision."""
@@ -74,24 +96,25 @@ class BackwardPredictor(nn.Module):
         """Return (predictions of the token after each, their expected errors, the new state).
 
         Both are in tokens: predictions from the middle of the scale, errors as the root mean square that a predictor
-        left in its window, where the prediction stands on the mu-law scale.
+        left in its window, where the prediction stands on the mu-law scale. Before a window has filled they are too
+        small, in the first frame 0.
 
         Args:
-            tokens: [batch, time]; time is a multiple of `update_every`.
+            tokens: [batch, time]; time is a multiple of the frame length.
             state: as left by the last call; `initial_state` at first.
         """
-        line_BT = torch.cat([state["linear_prediction.history"], self.amplitude[tokens]], dim=1)
+        signal_BT = torch.cat([state["linear_prediction.history"], _amplitude(tokens, self.mu)], dim=1)
         covariance = state["linear_prediction.covariance"]
-        before = []
-        for added in self._added_covariance(line_BT).unbind(1):
-            before.append(covariance)
-            covariance = covariance * self.decay + added
-        coefficients_BFKN, error_BFK = self._solve(torch.stack(before, dim=1))
-        past_BFSN = line_BT.unfold(1, self.order, 1)[:, 1:].unflatten(1, (-1, self.update_every))
+        covariances = []
+        for increment in self._increments(signal_BT).unbind(1):
+            covariances.append(covariance)
+            covariance = covariance * self._frame_decay() + increment
+        coefficients_BFKN, error_BFK = self._solve(torch.stack(covariances, dim=1))
+        past_BFSN = signal_BT.unfold(1, self.order, 1)[:, 1:].unflatten(1, (-1, self.frame_length))
         predicted_BFSK = past_BFSN @ coefficients_BFKN.transpose(-1, -2)
         error_BFSK = error_BFK[:, :, None].expand_as(predicted_BFSK)
         new = state | {
-            "linear_prediction.history": line_BT[:, -self.order :],
+            "linear_prediction.history": signal_BT[:, -self.order :],
             "linear_prediction.covariance": covariance,
         }
         return *self._to_tokens(predicted_BFSK.flatten(1, 2), error_BFSK.flatten(1, 2)), new
@@ -103,28 +126,34 @@ class BackwardPredictor(nn.Module):
 
         The frame's samples and coefficients are kept in the state until its end.
         """
-        cached = [f"cache.linear_prediction.{name}" for name in ("line", "coefficients", "error")]
+        cached = [f"cache.linear_prediction.{name}" for name in ("signal", "coefficients", "error")]
         history, covariance = state["linear_prediction.history"], state["linear_prediction.covariance"]
         if place == 0:
-            line_BT = torch.cat([history, history.new_zeros(len(history), self.update_every)], dim=1)
+            signal_BT = torch.cat([history, history.new_zeros(len(history), self.frame_length)], dim=1)
             coefficients_BKN, error_BK = self._solve(covariance)
         else:
-            line_BT, coefficients_BKN, error_BK = (state[name] for name in cached)
-        line_BT[:, self.order + place] = self.amplitude[tokens]
-        past_B1N = line_BT[:, None, place + 1 : place + 1 + self.order]
+            signal_BT, coefficients_BKN, error_BK = (state[name] for name in cached)
+        signal_BT[:, self.order + place] = _amplitude(tokens, self.mu)
+        past_B1N = signal_BT[:, None, place + 1 : place + 1 + self.order]
         predicted, error = self._to_tokens(past_B1N @ coefficients_BKN.transpose(-1, -2), error_BK[:, None])
-        if place + 1 < self.update_every:
-            return predicted, error, state | dict(zip(cached, (line_BT, coefficients_BKN, error_BK), strict=True))
+        if place + 1 < self.frame_length:
+            return predicted, error, state | dict(zip(cached, (signal_BT, coefficients_BKN, error_BK), strict=True))
         new = {name: tensor for name, tensor in state.items() if name not in cached} | {
-            "linear_prediction.history": line_BT[:, -self.order :],
-            "linear_prediction.covariance": covariance * self.decay + self._added_covariance(line_BT)[:, 0],
+            "linear_prediction.history": signal_BT[:, -self.order :],
+            "linear_prediction.covariance": covariance * self._frame_decay() + self._increments(signal_BT)[:, 0],
         }
         return predicted, error, new
 
-    def _added_covariance(self, line: Tensor) -> Tensor:
+    def _frame_decay(self) -> Tensor:
+        """Return what a frame leaves of the covariance before it, [K, 1, 1]."""
+        return (1 - 1 / self.windows.double())[:, None, None] ** self.frame_length
+
+    def _increments(self, signal: Tensor) -> Tensor:
         """Return what each frame adds to the covariance of [past ; sample], seen from the frame's end: [B,F,K,O,O]."""
-        rows_BFSO = line.unfold(1, self.order + 1, 1).unflatten(1, (-1, self.update_every))
-        weighted_BFKSO = rows_BFSO[:, :, None] * self.weight[..., None]
+        age_S = torch.arange(self.frame_length - 1, -1, -1, device=signal.device)
+        weight_KS = (1 - 1 / self.windows.double())[:, None] ** (age_S / 2)
+        rows_BFSO = signal.unfold(1, self.order + 1, 1).unflatten(1, (-1, self.frame_length))
+        weighted_BFKSO = rows_BFSO[:, :, None] * weight_KS[..., None]
         return weighted_BFKSO.transpose(-1, -2) @ weighted_BFKSO
 
     def _solve(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +163,7 @@ class BackwardPredictor(nn.Module):
         regular = past + torch.eye(self.order, dtype=past.dtype, device=past.device) * ridge[..., None, None]
         # Unchecked, so that a GPU is not waited for: with the ridge it is always positive definite.
         coefficients = torch.cholesky_solve(cross, torch.linalg.cholesky_ex(regular).L)[..., 0]
-        left = (power - (coefficients * cross[..., 0]).sum(-1)) / self.window
+        left = (power - (coefficients * cross[..., 0]).sum(-1)) / self.windows
         return coefficients, left.clamp_min(0).sqrt()
 
     def _to_tokens(self, predicted: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +175,7 @@ class BackwardPredictor(nn.Module):
 
 
 def _amplitude(tokens: Tensor, mu: int) -> Tensor:
-    """Return mu-law tokens as amplitudes in [-1, 1]; the middle of the scale is 0."""
+    """Return mu-law tokens as amplitudes in [-1, 1], float64; the middle of the scale is 0."""
     compressed = 2 * tokens.double() / mu - 1
     return compressed.sign() * torch.expm1(compressed.abs() * math.log1p(mu)) / mu
 
@@ -156,40 +185,22 @@ class LinearPrediction(nn.Module):
 
     Args:
         vocabulary_size: number of mu-law tokens.
-        order: see `BackwardPredictor`.
-        windows: see `BackwardPredictor`.
-        update_every: see `BackwardPredictor`.
+        settings: the predictors.
         input_channels: size of what `read` returns, to be added to the embedding.
         output_channels: size of what `logits` reads.
-
-    Raises:
-        InputError: if there is no window.
     """
 
     def __init__(
-        self,
-        vocabulary_size: int,
-        *,
-        order: int,
-        windows: Sequence[int],
-        update_every: int,
-        input_channels: int,
-        output_channels: int,
+        self, vocabulary_size: int, settings: LinearPredictionSettings, *, input_channels: int, output_channels: int
     ) -> None:
         super().__init__()
-        if not windows:
-            raise InputError(
-                "model.linear_prediction_windows=[] must name at least one window; try [500, 200, 67, 25]."
-            )
-        self.predictor = BackwardPredictor(vocabulary_size, order=order, windows=windows, update_every=update_every)
+        self.predictor = BackwardPredictor(vocabulary_size, settings)
         self.vocabulary_size = vocabulary_size
-        self.update_every = update_every
-        num_features = len(windows) * (2 * NUM_FREQUENCIES + 4) + (len(windows) - 1) * 3
+        self.frame_length = settings.frame_length
+        num_predictors = len(settings.windows)
+        num_features = num_predictors * (2 * NUM_FREQUENCIES + 4) + (num_predictors - 1) * 3
         self.input = nn.Linear(num_features, input_channels)
         self.output = nn.Linear(output_channels, 2 * vocabulary_size - 1)
-        angular = math.pi * (vocabulary_size / 2) ** -torch.linspace(1, 0, NUM_FREQUENCIES, dtype=torch.float64)
-        self.register_buffer("angular", angular, persistent=False)
-        self.angular: Tensor
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> State:
         """Return a past of silence and no predictions yet."""
@@ -214,12 +225,13 @@ class LinearPrediction(nn.Module):
         last = torch.cat([state["linear_prediction.predicted"][:, None], predicted[:, :-1]], dim=1)
         new["linear_prediction.predicted"] = predicted[:, -1]
         error = tokens[..., None] - (self.vocabulary_size - 1) / 2 - last
-        angle = (predicted[..., None] * self.angular).flatten(-2)
-        beside = predicted[..., 1:] - predicted[..., :1]
+        octaves = torch.linspace(1, 0, NUM_FREQUENCIES, dtype=torch.float64, device=predicted.device)
+        angle = (predicted[..., None] * math.pi * (self.vocabulary_size / 2) ** -octaves).flatten(-2)
+        difference = predicted[..., 1:] - predicted[..., :1]
         features = [
             *(angle.sin(), angle.cos()),
             *((error / 2).tanh(), (error / 16).tanh(), error.abs().log1p() / 3, (expected + 0.1).log2() / 3),
-            *(beside.tanh(), (beside / 4).tanh(), (beside / 16).tanh()),
+            *(difference.tanh(), (difference / 4).tanh(), (difference / 16).tanh()),
         ]
         return torch.cat(features, dim=-1), predicted[..., 0], new
 

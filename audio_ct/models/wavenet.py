@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.models.convolution import GatedConvolution
-from audio_ct.models.interface import ModelOutput, State, TokenModel
-from audio_ct.models.linear_prediction import LinearPrediction
+from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut
+from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 
 
 class WaveNet(TokenModel):
@@ -25,12 +25,7 @@ class WaveNet(TokenModel):
         residual_channels: channels of the residual stream and of the gates.
         skip_channels: channels of the summed skips.
         width: taps of each convolution.
-        linear_prediction_order: samples of which backward-adaptive predictors predict the next; 0 for none (paper).
-        linear_prediction_windows: see `BackwardPredictor`.
-        linear_prediction_update_every: see `BackwardPredictor`.
-
-    Raises:
-        InputError: if there is linear prediction without a window.
+        linear_prediction: backward-adaptive predictors to start from; none in the paper.
     """
 
     def __init__(
@@ -42,13 +37,11 @@ class WaveNet(TokenModel):
         residual_channels: int,
         skip_channels: int,
         width: int = 2,
-        linear_prediction_order: int = 0,
-        linear_prediction_windows: Sequence[int] = (),
-        linear_prediction_update_every: int = 16,
+        linear_prediction: LinearPredictionSettings | None = None,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
-        self.segment_length = linear_prediction_update_every if linear_prediction_order else 1
+        self.segment_length = 1 if linear_prediction is None else linear_prediction.frame_length
         self.residual_channels = residual_channels
         self.embedding = nn.Embedding(vocabulary_size, residual_channels)
         self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
@@ -59,19 +52,14 @@ class WaveNet(TokenModel):
         self.hidden = nn.Linear(skip_channels, skip_channels)
         self.readout = nn.Linear(skip_channels, vocabulary_size)
         self.linear_prediction: LinearPrediction | None = None
-        if linear_prediction_order:
+        if linear_prediction is not None:
             self.linear_prediction = LinearPrediction(
-                vocabulary_size,
-                order=linear_prediction_order,
-                windows=linear_prediction_windows,
-                update_every=linear_prediction_update_every,
-                input_channels=residual_channels,
-                output_channels=skip_channels,
+                vocabulary_size, linear_prediction, input_channels=residual_channels, output_channels=skip_channels
             )
 
     @property
     def receptive_field(self) -> int:
-        """Samples that a prediction depends on."""
+        """Samples that a prediction depends on through the convolutions; linear prediction sees all of the past."""
         return 1 + sum(layer.queue_length for layer in self.layers)
 
     def initial_state(
@@ -92,6 +80,7 @@ class WaveNet(TokenModel):
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read a window of any length; with linear prediction, of whole frames (see the base class)."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole frames; see consume()"
+        assert not is_cut(state), "forward reads from the start of a frame; see consume()"
         return self._read(tokens, state, None)
 
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:

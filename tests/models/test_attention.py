@@ -122,7 +122,7 @@ def test_frequencies_fall_from_1_to_nearly_a_ten_thousandth() -> None:
 
 def test_the_mask_of_the_docstring() -> None:
     hidden = float("-inf")
-    assert causal_mask(2, 4, torch.device("cpu")).tolist() == [[0, 0, 0, hidden], [0, 0, 0, 0]]
+    assert causal_mask(2, torch.device("cpu")).tolist() == [[0, hidden], [0, 0]]
 
 
 def test_attention_by_content_against_a_slow_loop() -> None:

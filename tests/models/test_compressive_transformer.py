@@ -11,6 +11,7 @@ from audio_ct.errors import InputError
 from audio_ct.models.attention import RelativeAttention, attend_by_content
 from audio_ct.models.compression import ConvolutionCompression, attention_reconstruction_loss
 from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.memory import context_positions
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
 
@@ -297,8 +298,12 @@ def test_a_compressed_memory_of_none_is_a_transformer_xl() -> None:
     [
         ({"num_heads": 5}, "model.num_heads=5 must divide model.d_model=12"),
         ({"compression_rate": 3}, "model.compression_rate=3 must divide model.segment_length=4; try 2 or 4"),
+        (
+            {"linear_prediction": LinearPredictionSettings(order=2, windows=[9], frame_length=3)},
+            "model.linear_prediction.frame_length=3 must divide model.segment_length=4; try 4",
+        ),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(changes: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(**changes)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import State, TokenModel, consume, num_parameters, select_lanes
+from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.wavenet import WaveNet
 
 VOCABULARY = 11
@@ -40,11 +41,8 @@ def wavenet(**changes: Any) -> TokenModel:
 
 
 local = {"front_dilations": [1, 2, 4], "short_convolution_width": 3}
-predicting = {
-    "linear_prediction_order": 3,
-    "linear_prediction_windows": [20, 5],
-    "linear_prediction_update_every": 2,
-}
+predicting = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20, 5], frame_length=2)}
+one_predictor = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20], frame_length=4)}
 VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "pre-contiguous": lambda: compressive(),
     "post-contiguous": lambda: compressive(norm="post"),
@@ -70,8 +68,8 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "linear-prediction": lambda: compressive(**predicting),
     "linear-prediction-front-short": lambda: compressive(**predicting, **local),
     "linear-prediction-transformer-xl": lambda: transformer_xl(**predicting),
-    "linear-prediction-wavenet": lambda: wavenet(**predicting | {"linear_prediction_update_every": 4}),
-    "linear-prediction-one-wavenet": lambda: wavenet(**predicting | {"linear_prediction_windows": [20]}),
+    "linear-prediction-wavenet": lambda: wavenet(**predicting),
+    "one-linear-prediction-wavenet": lambda: wavenet(**one_predictor),
 }
 
 
@@ -178,6 +176,16 @@ def test_wavenet_may_be_cut_anywhere() -> None:
             torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["pre-contiguous", "linear-prediction-wavenet"])
+def test_within_a_segment_only_steps_go_on(name: str) -> None:
+    model = VARIANTS[name]()
+    _, state = model.step(tokens()[:, 0], model.initial_state(2))
+    with pytest.raises(AssertionError, match="see consume"):
+        model(tokens(), state)
+    with pytest.raises(AssertionError, match="between segments"):
+        select_lanes(torch.tensor([True, False]), model.initial_state(2), state)
+
+
 def test_steps_are_the_same_numbers_as_windows(model: TokenModel) -> None:
     stream = tokens()
     with torch.no_grad():
@@ -278,7 +286,5 @@ def test_autocast_keeps_the_states_dtype(model: TokenModel, precision: torch.dty
     with torch.no_grad(), torch.autocast("cpu", precision):
         output = model(tokens(length=2 * SEGMENT), model.initial_state(2))
     assert torch.isfinite(output.logits).all()
-    kept = (torch.float32, torch.int64, torch.float64)
-    assert all(tensor.dtype in kept for tensor in output.state.values())
     initial = model.initial_state(2)
     assert {name: tensor.dtype for name, tensor in output.state.items()} == {n: t.dtype for n, t in initial.items()}

@@ -1,6 +1,7 @@
 """Backward-adaptive linear prediction against slow recursive and least-squares forms, and what a model does with it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,14 +9,21 @@ from torch import Tensor
 
 from audio_ct.audio import mu_law
 from audio_ct.errors import InputError
-from audio_ct.models.linear_prediction import ABSOLUTE_RIDGE, RELATIVE_RIDGE, BackwardPredictor, LinearPrediction
+from audio_ct.models.linear_prediction import (
+    ABSOLUTE_RIDGE,
+    RELATIVE_RIDGE,
+    BackwardPredictor,
+    LinearPrediction,
+    LinearPredictionSettings,
+    _amplitude,
+)
 
 ORDER, EVERY = 4, 8
 WINDOWS = [100, 30]
 
 
 def predictor(windows: list[int] = WINDOWS, order: int = ORDER) -> BackwardPredictor:
-    return BackwardPredictor(256, order=order, windows=windows, update_every=EVERY)
+    return BackwardPredictor(256, LinearPredictionSettings(order=order, windows=windows, frame_length=EVERY))
 
 
 def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> Tensor:
@@ -29,9 +37,9 @@ def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> 
     return mu_law.encode(x.clamp(-1, 1)).long()
 
 
-def slow(tokens: Tensor, amplitude: Tensor, window: int) -> tuple[list[float], list[float]]:
+def slow(tokens: Tensor, window: int) -> tuple[list[float], list[float]]:
     """Return predictions and expected errors of one lane, each frame's least squares written out from its beginning."""
-    x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), amplitude[tokens]])
+    x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), _amplitude(tokens, 255)])
     predictions, errors = [], []
     for t in range(len(tokens)):
         frame_start = t - t % EVERY
@@ -57,16 +65,17 @@ def test_predictions_are_those_of_least_squares_over_the_whole_past() -> None:
     predicted, expected, _ = model(tokens, model.initial_state(2, "cpu"))
     for lane in range(2):
         for k, window in enumerate(WINDOWS):
-            slow_predicted, slow_expected = slow(tokens[lane], model.amplitude, window)
+            slow_predicted, slow_expected = slow(tokens[lane], window)
             torch.testing.assert_close(predicted[lane, :, k].tolist(), slow_predicted, atol=1e-6, rtol=0)
             torch.testing.assert_close(expected[lane, :, k].tolist(), slow_expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 10])
 def test_amplitudes_are_mu_laws(bits: int) -> None:
-    model = BackwardPredictor(2**bits, order=2, windows=[9], update_every=4)
-    torch.testing.assert_close(model.amplitude.float(), mu_law.decode(torch.arange(2**bits), bits), atol=1e-6, rtol=0)
-    back, _ = model._to_tokens(model.amplitude, torch.zeros(2**bits, dtype=torch.float64))
+    amplitude = _amplitude(torch.arange(2**bits), 2**bits - 1)
+    torch.testing.assert_close(amplitude.float(), mu_law.decode(torch.arange(2**bits), bits), atol=1e-6, rtol=0)
+    model = BackwardPredictor(2**bits, LinearPredictionSettings(order=2, windows=[9], frame_length=4))
+    back, _ = model._to_tokens(amplitude, torch.zeros(2**bits, dtype=torch.float64))
     torch.testing.assert_close(back, torch.arange(2**bits).double() - (2**bits - 1) / 2, atol=1e-9, rtol=0)
 
 
@@ -124,9 +133,8 @@ def test_steps_are_windows_and_windows_may_be_cut_between_frames() -> None:
 
 def part(vocabulary_size: int = 4) -> LinearPrediction:
     torch.manual_seed(0)
-    return LinearPrediction(
-        vocabulary_size, order=2, windows=[20, 5], update_every=4, input_channels=3, output_channels=5
-    ).double()
+    settings = LinearPredictionSettings(order=2, windows=[20, 5], frame_length=4)
+    return LinearPrediction(vocabulary_size, settings, input_channels=3, output_channels=5).double()
 
 
 def test_logits_of_distances_are_laid_out_by_token() -> None:
@@ -155,6 +163,22 @@ def test_predictions_and_errors_are_told_to_the_network() -> None:
     assert any(torch.allclose(features[:, 1:, n], error) for n in range(features.shape[-1]))
 
 
-def test_no_window_is_refused() -> None:
-    with pytest.raises(InputError, match=r"model.linear_prediction_windows=\[\] must name"):
-        LinearPrediction(8, order=2, windows=[], update_every=4, input_channels=3, output_channels=5)
+def test_a_models_type_does_not_touch_the_predictions() -> None:
+    tokens = speech_like()
+    exact = predictor()(tokens, predictor().initial_state(2, "cpu"))[0]
+    rounded = predictor().to(torch.bfloat16)
+    assert torch.equal(rounded(tokens, rounded.initial_state(2, "cpu"))[0], exact)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": []}, r"windows=\[\] must name at least one window"),
+        ({"windows": [200, 1]}, r"windows=\[200, 1\] must name at least one window of 2 or more"),
+        ({"order": 0}, "order=0 must be at least 1"),
+        ({"frame_length": 0}, "frame_length=0 must be at least 1"),
+    ],
+)
+def test_what_predicts_nothing_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LinearPredictionSettings(**{"order": 2, "windows": [9], "frame_length": 4} | change)
