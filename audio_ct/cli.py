@@ -27,6 +27,7 @@ app.add_typer(prep, name="prep")
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")]
 StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
 
 
@@ -234,7 +235,9 @@ def sample(
 def evaluate(
     checkpoint: CheckpointPath,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")
+    ] = None,
     cold_start_samples: ColdStartSamples = 1024,
     store: StorePath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -265,7 +268,9 @@ def compare(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders, all trained on one store.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Whole recordings up to about so many samples.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")
+    ] = None,
     cold_start_samples: ColdStartSamples = 1024,
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,

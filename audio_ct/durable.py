@@ -17,7 +17,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Put content in the place of a file: write under a temporary name beside it, synchronise, rename.
 
     Raises:
-        OSError: if it cannot be written; what was there before is untouched.
+        OSError: if it cannot be written; what was there before is untouched, unless the folder alone failed at the end.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

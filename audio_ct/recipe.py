@@ -190,7 +190,7 @@ class EvaluationRecipe(Section):
     cold_start_samples: NonNegative = 1024
     """First samples of each recording that are scored apart."""
     max_validation_tokens: Positive = 500_000
-    """Validation during training takes whole recordings, spread over the split, of about so many samples."""
+    """Validation during training takes whole recordings, spread over the split, until they hold so many samples."""
 
 
 class SamplingRecipe(Section):

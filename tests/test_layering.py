@@ -41,6 +41,8 @@ def test_imports_go_down(path: Path) -> None:
     if part in GROUND:
         allowed = ("audio_ct.errors", "audio_ct.durable", f"audio_ct.{part}")
         assert {each for each in own if not any(within(each, one) for one in allowed)} == set()
+    if name in ("audio_ct.errors", "audio_ct.durable"):
+        assert own == set()
     if part in UPPER:
         forbidden = (*ARCHITECTURES, "audio_ct.cli", "data_prep")
         assert {each for each in imported if any(within(each, one) for one in forbidden)} == set()

@@ -53,9 +53,9 @@ class Likelihood:
 
 
 def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
-    """Return a split's recordings, or the fewest, spread evenly over it, that hold `max_tokens`; in the store's order.
+    """Return a split's recordings, or whole ones spread over it until they hold `max_tokens`; in the store's order.
 
-    Recordings are taken by steps of the golden ratio through the split, so that any number of them is spread evenly.
+    They are taken by steps of the golden ratio through the split, so that any number of them is spread evenly.
     """
     recordings = store.recordings(split)
     if max_tokens is None:

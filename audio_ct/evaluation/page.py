@@ -243,6 +243,7 @@ def _closeup(lines: Mapping[str, float | None], ranked: Sequence[Mapping[str, An
 def _curves(models: Sequence[Mapping[str, Any]], lines: Mapping[str, float | None]) -> dict[str, Any] | None:
     """Polylines in a box of 1000 x 400: bits per sample over tokens trained on, logarithmic."""
     measured: list[tuple[Mapping[str, Any], dict[str, list[tuple[float, float]]]]] = []
+    scored: dict[str, list[tuple[float, float]]] = {}
     for model in models:
         series = {
             kind: [
@@ -250,6 +251,7 @@ def _curves(models: Sequence[Mapping[str, Any]], lines: Mapping[str, float | Non
             ]
             for kind, key in (("training", "training_bits"), ("validation", "validation_bits"))
         }
+        scored[model["name"]] = [point for point in series["validation"] if point[0] == model.get("trained_tokens")]
         measured.append((model, {kind: _thinned(points) for kind, points in series.items()}))
     points = [point for _, series in measured for kind in series.values() for point in kind]
     if len(points) < 2:
@@ -276,11 +278,12 @@ def _curves(models: Sequence[Mapping[str, Any]], lines: Mapping[str, float | Non
                 "index": model["index"],
                 "training": " ".join("{},{}".format(*place(point)) for point in series["training"]),
                 "validation": [place(point) for point in series["validation"]],
-                "scored": [place(point) for point in series["validation"] if point[0] == model.get("trained_tokens")],
+                "scored": [place(point) for point in scored[model["name"]]],
             }
             for model, series in measured
             if series["training"] or series["validation"]
         ],
+        "scored": any(scored.values()),
         "x_ticks": x_ticks,
         "y_ticks": y.ticks(),
     }

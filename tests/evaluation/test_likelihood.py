@@ -1,6 +1,8 @@
 """Bits per sample against one recording at a time, one step at a time, however the work is batched."""
 
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from audio_ct.errors import InputError
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import TokenModel
+from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.wavenet import WaveNet
 from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
 
 LENGTHS = [40, 3, 25, 16, 1, 33, 12]
 START = 8
+PREDICTING = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         return builder.commit()
 
 
-@pytest.fixture(scope="module", params=["compressive_transformer", "wavenet"])
+@pytest.fixture(scope="module", params=["compressive_transformer", "wavenet", "predicting_wavenet"])
 def model(request: pytest.FixtureRequest) -> TokenModel:
     torch.manual_seed(0)
-    if request.param == "wavenet":
-        return WaveNet(vocabulary_size=16, num_stacks=2, layers_per_stack=3, residual_channels=8, skip_channels=8)
+    if request.param != "compressive_transformer":
+        return WaveNet(
+            vocabulary_size=16,
+            num_stacks=2,
+            layers_per_stack=3,
+            residual_channels=8,
+            skip_channels=8,
+            linear_prediction=PREDICTING if request.param == "predicting_wavenet" else None,
+        )
     return CompressiveTransformer(
         vocabulary_size=16,
         num_layers=2,
@@ -125,6 +136,19 @@ def test_a_cold_start_that_leaves_nothing_is_refused(model: TokenModel, store: T
     with pytest.raises(InputError, match="cold_start_samples=40 leaves nothing to score"):
         measure(model, store, cold=40)
     assert measure(model, store, cold=39).tokens.sum() == 1
+
+
+def test_chosen_recordings_are_spread_over_the_split(tmp_path: Path) -> None:
+    rows = [Recording(f"r{i:02d}", "a", f"{i}.wav", None, 0, 10 * i, 10) for i in range(20)]
+    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000, bits=4, metadata={}) as builder:
+        for split in ("train", "validation", "test"):
+            builder.add_shard(split, np.zeros(200, dtype=np.uint8), rows)
+        equal = builder.commit()
+    for number in range(2, 20):
+        chosen = [recording.offset // 10 for recording in choose_recordings(equal, "test", 10 * number)]
+        assert len(chosen) == number
+        # The golden ratio's gaps are within 2 of the even ones.
+        assert max(b - a for a, b in pairwise([*chosen, chosen[0] + 20])) <= 20 / number + 3
 
 
 def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:

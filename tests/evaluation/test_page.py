@@ -110,6 +110,8 @@ def test_the_scored_checkpoint_is_marked_on_its_curve(tmp_path: Path) -> None:
     )
     assert marked.count('class="scored"') == 1
     assert 'class="scored"' not in unmarked
+    assert "checkpoint scored here" in marked
+    assert "checkpoint scored here" not in unmarked
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from audio_ct.errors import InputError
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import TokenModel
+from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.wavenet import WaveNet
 from audio_ct.sampling import engine
 from audio_ct.sampling.engine import generate
@@ -15,12 +16,20 @@ from audio_ct.sampling.filters import draw
 VOCABULARY, SILENCE = 16, 8
 
 
-@pytest.fixture(params=["compressive_transformer", "wavenet"])
+PREDICTING = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
+
+
+@pytest.fixture(params=["compressive_transformer", "wavenet", "predicting_wavenet"])
 def model(request: pytest.FixtureRequest) -> TokenModel:
     torch.manual_seed(0)
-    if request.param == "wavenet":
+    if request.param != "compressive_transformer":
         return WaveNet(
-            vocabulary_size=VOCABULARY, num_stacks=1, layers_per_stack=3, residual_channels=8, skip_channels=8
+            vocabulary_size=VOCABULARY,
+            num_stacks=1,
+            layers_per_stack=3,
+            residual_channels=8,
+            skip_channels=8,
+            linear_prediction=PREDICTING if request.param == "predicting_wavenet" else None,
         )
     return CompressiveTransformer(
         vocabulary_size=VOCABULARY,

@@ -40,6 +40,7 @@ COMPRESSIVE = """
   compression_rate: 4
   front_dilations: [1, 2]
   short_convolution_width: 3
+  linear_prediction: {order: 4, windows: [50, 20], frame_length: 8}
 """
 WAVENET = """
   kind: wavenet
