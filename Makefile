@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PEERS := $(VENV)/installed-peers
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow check bench bench-gpu bench-peers clean
 
 setup: $(INSTALLED)
 
@@ -29,9 +30,21 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Speed of training and sampling of all models on this machine.
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/speed.py
+# What a CPU can show of speed and memory, beside the peers, into benchmarks/results/latest.json: under 15 minutes on 2
+# cores.
+bench: $(PEERS)
+	$(BIN)/python -m benchmarks.run
+
+# The same with what a GPU can show, which comes first: under 9 minutes.
+bench-gpu: $(PEERS)
+	$(BIN)/python -m benchmarks.run --gpu --minutes 7
+
+# The public packages that benchmarks/ compares with.
+bench-peers: $(PEERS)
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) stores runs

@@ -1,0 +1,1 @@
+"""Speed and memory, measured on this machine beside the peers; `make bench` runs all that a CPU can show."""

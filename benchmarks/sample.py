@@ -1,0 +1,301 @@
+"""Speed of sampling: samples per second of our models by `generate`, and of the public packages, timed in turns.
+
+    python -m benchmarks.sample                 # recipes/small, the trial beside the peer, flatness
+    python -m benchmarks.sample --parts flat --seconds 0 1 10 60
+    python -m benchmarks.sample --parts paper --recipes recipes/paper --waveforms 1 256    # on a GPU
+
+All is timed as a user has it, drawing included. `share` compares with the ceiling of copying memory here: a step reads
+each weight once, whatever the number of waveforms, and each waveform's state, so a model that fits a cache may pass 1.
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audio_ct.audio.mu_law import silence_token
+from audio_ct.models.interface import TokenModel, num_parameters
+from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, WaveNetRecipe, build_model
+from audio_ct.sampling.engine import generate
+from benchmarks import measure, peers
+from benchmarks.bars import judge, ratio
+from benchmarks.measure import Build, Row, Timing
+from benchmarks.train import VOCABULARY_SIZE, add_sizes, plain_recipe, recipes_of, without_linear_prediction
+
+SAMPLE_RATE_HZ = 24_000
+START_TOKEN = silence_token(8)
+# 1.7 million parameters.
+TRIAL_SIZES = {
+    **{"num_layers": 6, "d_model": 128, "num_heads": 4, "segment_length": 256, "memory_length": 256},
+    **{"compressed_memory_length": 256, "compression_rate": 4},
+}
+# What `generate` can be asked for, by name, and which of it is speculative sampling.
+ENGINE_OPTIONS: dict[str, dict[str, Any]] = {"": {}}
+SPECULATIVE: frozenset[str] = frozenset()
+COLUMNS = {
+    **{"name": "model", "parameters": "parameters", "num_waveforms": "waveforms"},
+    **{"samples_per_second": "samples/s", "microseconds_per_step": "us/step", "share_of_ceiling": "share"},
+}
+
+
+class Sampling:
+    """One of our models sampling from nothing; a call makes so many samples of each waveform."""
+
+    def __init__(
+        self, recipe: Recipe, *, num_waveforms: int, num_samples: int, device: torch.device, **options: Any
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(recipe.model, VOCABULARY_SIZE).to(device).eval()
+        self.parameters = num_parameters(self.model)
+        self.num_waveforms, self.num_samples = num_waveforms, num_samples
+        self._device, self._options = device, options
+        self._seeds = itertools.count(step=num_waveforms)
+
+    def __call__(self) -> None:
+        """Make the samples, other ones each time."""
+        blocks = generate(
+            self.model,
+            num_waveforms=self.num_waveforms,
+            num_samples=self.num_samples,
+            start_token=START_TOKEN,
+            seed=next(self._seeds),
+            device=self._device,
+            **self._options,
+        )
+        for _ in blocks:
+            pass
+
+    @torch.no_grad()
+    def bytes_per_step(self) -> int:
+        """Return what a step must read: weights once, and the state (with what a step keeps) of every waveform."""
+        tokens = torch.full((1,), START_TOKEN, device=self._device)
+        _, state = self.model.step(tokens, self.model.initial_state(1, self._device))
+        embedding = self.model.get_parameter("embedding.weight")
+        weights = sum(each.nbytes for each in self.model.parameters()) - embedding.nbytes
+        return weights + self.num_waveforms * sum(each.nbytes for each in state.values())
+
+
+class Continuation:
+    """A model that goes on after a prompt; a call makes one block of samples, none of which is made twice."""
+
+    def __init__(self, model: TokenModel, *, prompt_length: int, device: torch.device) -> None:
+        prompt = torch.randint(0, VOCABULARY_SIZE, (prompt_length,), generator=torch.Generator().manual_seed(0))
+        self._blocks: Iterator[Tensor] = generate(
+            model,
+            num_waveforms=1,
+            # More than anybody waits for: the blocks come one by one.
+            num_samples=1 << 40,
+            start_token=START_TOKEN,
+            seed=0,
+            prompt=prompt if prompt_length else None,
+            device=device,
+        )
+        self.block_length = next(self._blocks).shape[1]
+
+    def __call__(self) -> None:
+        """Make the next block."""
+        next(self._blocks)
+
+
+def _row(name: str, timing: Timing, ceilings: Row) -> Row:
+    subject = timing.subject
+    if subject is None or timing.median_seconds is None:
+        return {"name": name, "samples_per_second": None, "note": timing.failure}
+    samples = subject.num_waveforms * subject.num_samples
+    row = {
+        "name": name,
+        "parameters": subject.parameters,
+        "num_waveforms": subject.num_waveforms,
+        "num_samples": subject.num_samples,
+        "samples_per_second": samples / timing.median_seconds,
+        "slowest_samples_per_second": samples / max(timing.seconds),
+        "fastest_samples_per_second": samples / min(timing.seconds),
+        "microseconds_per_step": 1e6 * timing.median_seconds / subject.num_samples,
+    }
+    if isinstance(subject, Sampling):
+        bytes_per_second = subject.bytes_per_step() * subject.num_samples / timing.median_seconds
+        row |= {"bytes_per_step": subject.bytes_per_step(), "bytes_per_second": bytes_per_second}
+        row["share_of_ceiling"] = bytes_per_second / ceilings["copy_bytes_per_second"]
+    return row
+
+
+def label(recipe: Recipe, num_waveforms: int, option: str = "") -> str:
+    """Return how a row of our model is called."""
+    return f"{recipe.name} x {num_waveforms}" + f", {option}" * bool(option)
+
+
+def sample_recipes(
+    recipes: Sequence[Recipe],
+    device: torch.device,
+    ceilings: Row,
+    *,
+    waveforms: Sequence[int],
+    num_samples: int,
+    repeats: int,
+) -> Row:
+    """Return the speed of every recipe's model by number of waveforms, with the public WaveNet beside ours."""
+    builds: dict[str, Build] = {}
+    settings: Any = {"num_samples": num_samples, "device": device}
+    for recipe in recipes:
+        for number, (option, values) in itertools.product(waveforms, ENGINE_OPTIONS.items()):
+            name = label(recipe, number, option)
+            builds[name] = partial(Sampling, recipe, num_waveforms=number, **settings, **values)
+        if isinstance(recipe.model, WaveNetRecipe):
+            bare = without_linear_prediction(recipe)
+            builds[label(bare, 1)] = partial(Sampling, bare, num_waveforms=1, **settings)
+            builds[peers.WAVENET] = partial(peers.WaveNetSampling, bare, **settings, vocabulary_size=VOCABULARY_SIZE)
+    # Many waveforms may not fit a GPU's memory.
+    may_fail = [name for name in builds if device.type == "cuda" or name == peers.WAVENET]
+    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1, may_fail=may_fail, device=device)
+    rows = [_row(name, timing, ceilings) for name, timing in timings.items()]
+    measure.show("Sampling", rows, COLUMNS)
+    return {"rows": rows, "bars": []}
+
+
+def sample_paper(
+    recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, waveforms: Sequence[int], **settings: Any
+) -> Row:
+    """Return what `sample_recipes` does, and a GPU's bars, which the recipes' Compressive Transformer is held to."""
+    result = sample_recipes(recipes, device, ceilings, waveforms=waveforms, **settings)
+    rows = {row["name"]: row for row in result["rows"]}
+    ours = next(recipe for recipe in recipes if isinstance(recipe.model, CompressiveTransformerRecipe))
+
+    def best(key: str, numbers: Sequence[int], options: Iterable[str]) -> Row:
+        found = [rows[label(ours, number, option)] for number in numbers for option in options]
+        speeds = [row["samples_per_second"] for row in found if row["samples_per_second"] is not None]
+        if speeds:
+            return judge(key, max(speeds))
+        return judge(key, None, "; ".join(row["note"] for row in found) or "no such number of waveforms was asked for")
+
+    one, many = [number for number in waveforms if number == 1], [number for number in waveforms if number > 1]
+    bars = [
+        best("gpu_one_stream", one, ENGINE_OPTIONS),
+        best("gpu_one_stream_plain", one, ENGINE_OPTIONS.keys() - SPECULATIVE),
+        best("gpu_many_streams", many, ENGINE_OPTIONS),
+    ]
+    return result | {"bars": bars}
+
+
+def sample_trial(
+    recipe: Recipe, device: torch.device, ceilings: Row, *, num_samples: int, peer_samples: int, repeats: int
+) -> Row:
+    """Return what a second of audio costs us and the public package's own generate(), and the bar for a CPU.
+
+    The peer reads its segment anew for every sample, and its memories fill up within the first seconds. So one segment
+    from nothing and one with full memories are timed, the prompt that fills them is taken off, and a second is put
+    together: every segment until memories are full counts as one from nothing, which is in the peer's favour.
+    """
+    model = recipe.model
+    assert isinstance(model, CompressiveTransformerRecipe)
+    filling = peers.segments_to_fill(model) * model.segment_length
+    ours = label(recipe, 1)
+
+    def peer(prompt_length: int, num_samples: int) -> peers.CompressiveTransformerSampling:
+        torch.manual_seed(0)
+        network = peers.compressive_transformer(model, VOCABULARY_SIZE).to(device).eval()
+        return peers.CompressiveTransformerSampling(
+            network, prompt_length=prompt_length, num_samples=num_samples, device=device
+        )
+
+    parts: dict[str, Build] = {
+        "from nothing": partial(peer, 1, peer_samples),
+        "memories full": partial(peer, filling + 1, peer_samples),
+        "prompt alone": partial(peer, filling + 1, 0),
+    }
+    builds: dict[str, Build] = {
+        ours: partial(Sampling, recipe, num_waveforms=1, num_samples=num_samples, device=device)
+    } | parts
+    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1, may_fail=list(parts), device=device)
+    our_row = _row(ours, timings[ours], ceilings)
+    peer_row: Row = {"name": peers.COMPRESSIVE_TRANSFORMER, "samples_per_second": None}
+    failures = [timings[part].failure for part in parts if timings[part].failure]
+    if failures:
+        peer_row["note"] = failures[0]
+    else:
+        empty, full, prompt = (timings[part].median_seconds or math.nan for part in parts)
+        at_first = min(filling, SAMPLE_RATE_HZ)
+        seconds = (at_first * empty + (SAMPLE_RATE_HZ - at_first) * (full - prompt)) / peer_samples
+        peer_row |= {
+            "parameters": num_parameters(timings["from nothing"].subject.model),
+            "num_waveforms": 1,
+            "samples_per_second": SAMPLE_RATE_HZ / seconds,
+            "microseconds_per_step": 1e6 * seconds / SAMPLE_RATE_HZ,
+            "microseconds_per_step_from_nothing": 1e6 * empty / peer_samples,
+            "microseconds_per_step_memories_full": 1e6 * (full - prompt) / peer_samples,
+            "note": f"a second of {SAMPLE_RATE_HZ:,} samples is extrapolated from 2 x {peer_samples} of its samples",
+        }
+    rows = [our_row, peer_row]
+    measure.show("Sampling, the trial's size", rows, COLUMNS)
+    return {"rows": rows, "bars": [ratio("cpu_sampling_over_peer", [our_row], [peer_row], "samples_per_second")]}
+
+
+def sample_flat(recipe: Recipe, device: torch.device, *, seconds: Sequence[float], repeats: int) -> Row:
+    """Return the cost of a sample after so many seconds of audio, and the bar: the last of them over the first.
+
+    What comes before is read as a prompt, by windows; then blocks are made by `generate` after each of the prompts in
+    turns.
+    """
+    torch.manual_seed(0)
+    model = build_model(recipe.model, VOCABULARY_SIZE).to(device).eval()
+    builds: dict[str, Build] = {
+        f"after {second:g} s": partial(Continuation, model, prompt_length=round(second * SAMPLE_RATE_HZ), device=device)
+        for second in sorted(seconds)
+    }
+    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=0, device=device)
+    rows = [
+        {
+            "name": name,
+            "microseconds_per_sample": 1e6 * (timing.median_seconds or math.nan) / timing.subject.block_length,
+            "blocks": repeats,
+            "samples_per_block": timing.subject.block_length,
+        }
+        for name, timing in timings.items()
+    ]
+    columns = {"name": "time", "microseconds_per_sample": "us/sample", "samples_per_block": "samples", "blocks": "x"}
+    measure.show("Cost of a sample by time already generated", rows, columns)
+    value = rows[-1]["microseconds_per_sample"] / rows[0]["microseconds_per_sample"]
+    note = f"{rows[-1]['name']} over {rows[0]['name']}, {num_parameters(model) / 1e6:.2f}M parameters"
+    return {"rows": rows, "bars": [judge("cpu_sampling_flat", value, note)]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", nargs="+", choices=["recipes", "paper", "trial", "flat"], default=["recipes", "trial", "flat"]
+    )
+    parser.add_argument("--recipes", type=Path, default=Path("recipes/small"), help="folder (%(default)s)")
+    parser.add_argument("--waveforms", type=int, nargs="+", default=[1, 16], help="made side by side (%(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1024, help="of each waveform in a timing (%(default)s)")
+    parser.add_argument("--peer-samples", type=int, help="in a timing of the trial's peer (a segment)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0, 60], help="for flatness (%(default)s)")
+    add_sizes(parser, TRIAL_SIZES)
+    parser.add_argument("--repeats", type=int, default=5, help="timings of each, in turns (%(default)s)")
+    measure.add_common(parser, "sample")
+    options = parser.parse_args(arguments)
+
+    device = torch.device(options.device)
+    trial = plain_recipe({name: getattr(options, name) for name in TRIAL_SIZES})
+    result: Row = {"benchmark": "sample", "machine": measure.machine(device), "ceilings": measure.ceilings(device)}
+    timing: Any = {"num_samples": options.num_samples, "repeats": options.repeats}
+    recipes, parts = recipes_of(options.recipes), {}
+    if "recipes" in options.parts:
+        parts["recipes"] = sample_recipes(recipes, device, result["ceilings"], waveforms=options.waveforms, **timing)
+    if "paper" in options.parts:
+        parts["paper"] = sample_paper(recipes, device, result["ceilings"], waveforms=options.waveforms, **timing)
+    if "trial" in options.parts:
+        peer_samples = options.peer_samples or options.segment_length
+        parts["trial"] = sample_trial(trial, device, result["ceilings"], peer_samples=peer_samples, **timing)
+    if "flat" in options.parts:
+        parts["flat"] = sample_flat(trial, device, seconds=options.seconds, repeats=options.repeats)
+    measure.finish(result, parts, options.out)
+
+
+if __name__ == "__main__":
+    main()

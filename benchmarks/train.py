@@ -1,0 +1,376 @@
+"""Speed of training: tokens per second of our models and of the public packages, timed in turns.
+
+    python -m benchmarks.train                  # recipes/small, and the trial beside the peers
+    python -m benchmarks.train --parts --curves # how speed follows from batch, segment, memory and layers
+    python -m benchmarks.train --parts paper --recipes recipes/paper        # on a GPU
+
+A step is a window of every lane: forward, backward, clipping, update, on random tokens, with state carried, as the
+recipe says (batch, window, precision, compilation). Peers train by their own loss on as many lanes and tokens.
+
+Two counts of FLOPs are compared with the ceiling that matrix products reach here. `share` takes the textbook's: 6 for
+each parameter but the embedding's, and 12 x layers x d_model for each key that a query sees; it doesn't depend on how
+the model is written. `share counted` takes what torch counts in one step: every matrix product that is really done,
+projecting the memories anew and the attention-reconstruction loss included.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from audio_ct.models import compressive_transformer
+from audio_ct.models.interface import TokenModel, num_parameters
+from audio_ct.recipe import (
+    CompressiveTransformerRecipe,
+    CorpusRecipe,
+    OptimizerRecipe,
+    Recipe,
+    TrainingRecipe,
+    TransformerXLRecipe,
+    WaveNetRecipe,
+    build_model,
+    load_recipe,
+    parse_recipe,
+)
+from audio_ct.training.optimizer import make_optimizer
+from benchmarks import measure, peers
+from benchmarks.bars import judge, ratio
+from benchmarks.measure import Build, Row, Timing
+
+VOCABULARY_SIZE = 256
+# 6.5 million parameters.
+TRIAL_SIZES = {
+    **{"num_layers": 6, "d_model": 256, "num_heads": 8, "segment_length": 256, "memory_length": 256},
+    **{"compressed_memory_length": 256, "compression_rate": 4},
+}
+TRIAL_BATCH_SIZE = 4
+CURVES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "batch": (("training__batch_size",), (1, 2, 4, 8, 16)),
+    "segment": (("model__segment_length", "training__window_length"), (64, 128, 256, 512, 1024)),
+    "memory": (("model__memory_length",), (64, 256, 512, 1024, 2048)),
+    "layers": (("model__num_layers",), (1, 2, 4, 8, 12)),
+}
+COLUMNS = {
+    **{"name": "model", "parameters": "parameters", "batch_size": "batch", "window_length": "window"},
+    **{"precision": "precision", "compiled": "compiled", "tokens_per_second": "tokens/s"},
+    **{"share_of_ceiling": "share", "share_of_ceiling_counted": "share counted"},
+}
+
+
+def plain_recipe(sizes: dict[str, int], *, batch_size: int = 1) -> Recipe:
+    """Return a recipe for a Compressive Transformer of these sizes as the paper describes it, but pre-norm."""
+    model = CompressiveTransformerRecipe(kind="compressive_transformer", d_ff=4 * sizes["d_model"], **sizes)  # type: ignore[arg-type]
+    return Recipe(
+        name="trial",
+        corpus=CorpusRecipe(store="none"),
+        model=model,
+        optimizer=OptimizerRecipe(learning_rate=3e-4),
+        training=TrainingRecipe(batch_size=batch_size, window_length=model.segment_length, max_tokens=1),
+    )
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    """Return a recipe with other values, checked; a key is written section__key."""
+    changes = []
+    for key, value in values.items():
+        changes.append(f"{key.replace('__', '.')}={str(value).lower() if isinstance(value, bool) else value}")
+    return parse_recipe(recipe.to_yaml(), changes)
+
+
+def recipes_of(folder: Path) -> list[Recipe]:
+    """Return the recipes of a folder."""
+    return [load_recipe(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def without_linear_prediction(recipe: Recipe) -> Recipe:
+    """Return the recipe of the network alone, which is what the peers have."""
+    if recipe.model.linear_prediction is None:
+        return recipe
+    return changed(recipe, model__linear_prediction="null").model_copy(
+        update={"name": f"{recipe.name} without linear prediction"}
+    )
+
+
+class Training:
+    """One of our models in training, step for step as in `audio_ct.training.loop`; a call is a window of every lane."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(0)
+        training = recipe.training
+        self.model = build_model(recipe.model, VOCABULARY_SIZE).to(device).train()
+        self.parameters = num_parameters(self.model)
+        self.batch_size, self.window_length = training.batch_size, training.window_length
+        self.precision, self.compiled = training.precision, training.compile
+        self.flops_per_token = textbook_flops_per_token(recipe, self.model)
+        self._clip_norm = training.gradient_clip_norm
+        auxiliary = self.model.auxiliary_parameters()
+        apart = {id(parameter) for parameter in auxiliary}
+        self._clipped = [[each for each in self.model.parameters() if id(each) not in apart], auxiliary]
+        self._optimizer = make_optimizer(self.model, recipe.optimizer)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
+        dtype = getattr(torch, self.precision)
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        self._forward: Any = torch.compile(self.model) if self.compiled else self.model
+        self._state = self.model.initial_state(self.batch_size, device)
+        self._tokens = torch.randint(0, VOCABULARY_SIZE, (self.batch_size, self.window_length + 1), device=device)
+
+    def __call__(self) -> None:
+        """Train on one window of every lane."""
+        self._step(self._forward)
+
+    def counted_flops_per_token(self) -> float:
+        """Return what torch counts in one step that is not compiled."""
+        with FlopCounterMode(display=False) as counter:
+            self._step(self.model)
+        return counter.get_total_flops() / (self.batch_size * self.window_length)
+
+    def _step(self, forward: Any) -> None:
+        with self._autocast:
+            output = forward(self._tokens[:, :-1], self._state)
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), self._tokens[:, 1:].flatten())
+        self._scaler.scale(loss + sum(output.auxiliary_losses.values())).backward()
+        self._state = output.state
+        self._scaler.unscale_(self._optimizer)
+        for parameters in self._clipped:
+            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+class TrainingWithoutReconstruction(Training):
+    """The same without the attention-reconstruction loss: memory is compressed, but nothing teaches how."""
+
+    def _step(self, forward: Any) -> None:
+        with mock.patch.object(compressive_transformer, "attention_reconstruction_loss", _no_loss):
+            super()._step(forward)
+
+
+def _no_loss(attention: nn.Module, h: Tensor, old_mem: Tensor, compressed: Tensor) -> Tensor:
+    return h.new_zeros(())
+
+
+def textbook_flops_per_token(recipe: Recipe, model: TokenModel) -> float:
+    """Return the FLOPs of forward and backward for a token, however the model is written (see the module)."""
+    embedding = sum(num_parameters(module) for module in model.modules() if isinstance(module, nn.Embedding))
+    flops = 6.0 * (num_parameters(model) - embedding)
+    if isinstance(recipe.model, TransformerXLRecipe):
+        past = recipe.model.memory_length + getattr(recipe.model, "compressed_memory_length", 0)
+        seen = past + (recipe.model.segment_length + 1) / 2
+        flops += 12 * recipe.model.num_layers * recipe.model.d_model * seen
+    return flops
+
+
+def label(recipe: Recipe, *, reconstruction: bool = True) -> str:
+    """Return how a row of our model is called."""
+    return recipe.name + " without reconstruction loss" * (not reconstruction) + " compiled" * recipe.training.compile
+
+
+def peer_labels(package: str) -> list[str]:
+    """Return how a peer's rows are called: it is tried in both precisions."""
+    return [f"{package} {precision}" for precision in peers.PRECISIONS]
+
+
+def peers_of(recipe: Recipe, device: torch.device) -> dict[str, Build]:
+    """Return the public package of the same architecture and size in training, in both precisions, by name."""
+    training: type[peers.PeerTraining]
+    if isinstance(recipe.model, WaveNetRecipe):
+        package, training = peers.WAVENET, peers.WaveNetTraining
+    else:
+        package, training = peers.COMPRESSIVE_TRANSFORMER, peers.CompressiveTransformerTraining
+    return {
+        name: partial(training, recipe, device, precision, VOCABULARY_SIZE)
+        for name, precision in zip(peer_labels(package), peers.PRECISIONS, strict=True)
+    }
+
+
+def time_training(
+    builds: dict[str, Build], device: torch.device, ceilings: Row, *, repeats: int, calls: int
+) -> dict[str, Row]:
+    """Time all in turns and return a row each, by name; what cannot run, a peer or compiled, says so in its note."""
+    # Compiled models of an earlier call count against the number that torch keeps of one function.
+    torch.compiler.reset()
+    may_fail = [
+        name
+        for name in builds
+        if name.startswith((peers.COMPRESSIVE_TRANSFORMER, peers.WAVENET)) or name.endswith(" compiled")
+    ]
+    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=3, calls=calls, may_fail=may_fail, device=device)
+    return {name: _row(name, timing, ceilings) for name, timing in timings.items()}
+
+
+def _row(name: str, timing: Timing, ceilings: Row) -> Row:
+    subject = timing.subject
+    if subject is None or timing.median_seconds is None:
+        return {"name": name, "tokens_per_second": None, "note": timing.failure}
+    tokens = subject.batch_size * subject.window_length
+    row = {
+        "name": name,
+        "parameters": subject.parameters,
+        "batch_size": subject.batch_size,
+        "window_length": subject.window_length,
+        "precision": subject.precision,
+        "compiled": subject.compiled,
+        "tokens_per_second": tokens / timing.median_seconds,
+        "slowest_tokens_per_second": tokens / max(timing.seconds),
+        "fastest_tokens_per_second": tokens / min(timing.seconds),
+    }
+    if getattr(subject, "part_size", subject.batch_size) != subject.batch_size:
+        row["note"] = f"memory suffices for {subject.part_size} lanes at a time, so a batch goes in parts"
+    if isinstance(subject, Training):
+        ceiling = ceilings[f"{'float32' if subject.precision == 'float32' else 'bfloat16'}_flops_per_second"]
+        for suffix, flops in {"": subject.flops_per_token, "_counted": subject.counted_flops_per_token()}.items():
+            row[f"flops_per_token{suffix}"] = flops
+            row[f"flops_per_second{suffix}"] = flops * row["tokens_per_second"]
+            row[f"share_of_ceiling{suffix}"] = flops * row["tokens_per_second"] / ceiling
+    return row
+
+
+def reconstruction_share(rows: dict[str, Row], recipe: Recipe) -> float | None:
+    """Print and return which part of a step the attention-reconstruction loss takes; None if it was not measured."""
+    speeds = [rows[label(recipe, reconstruction=with_it)]["tokens_per_second"] for with_it in (True, False)]
+    if None in speeds:
+        return None
+    share = 1 - speeds[0] / speeds[1]
+    print(f"  The attention-reconstruction loss takes {share:.1%} of a step.")
+    return share
+
+
+def train_recipes(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
+    """Return the speed of every recipe's model as it stands, and of the public WaveNet beside ours."""
+    builds: dict[str, Build] = {}
+    for recipe in recipes:
+        builds[label(recipe)] = partial(Training, recipe, device)
+        if isinstance(recipe.model, WaveNetRecipe):
+            bare = without_linear_prediction(recipe)
+            builds |= {label(bare): partial(Training, bare, device)} | peers_of(bare, device)
+    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    measure.show("Training, as the recipes say", list(rows.values()), COLUMNS)
+    return {"rows": list(rows.values()), "bars": []}
+
+
+def train_trial(
+    recipe: Recipe, device: torch.device, ceilings: Row, *, compiled: Sequence[bool], repeats: int, calls: int = 1
+) -> Row:
+    """Return the speed of a plain Compressive Transformer beside the public package, and the bar for a CPU.
+
+    Args:
+        recipe: of our model.
+        device: where to train.
+        ceilings: see `measure.ceilings`.
+        compiled: whether ours is compiled; both may be tried, and the best counts, as it does of the peer's precisions.
+        repeats: timings of each.
+        calls: steps in one timing.
+    """
+    ours = [changed(recipe, training__compile=each) for each in compiled]
+    builds: dict[str, Build] = {label(each): partial(Training, each, device) for each in ours}
+    builds[label(ours[0], reconstruction=False)] = partial(TrainingWithoutReconstruction, ours[0], device)
+    builds |= peers_of(recipe, device)
+    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    measure.show("Training, the trial's size", list(rows.values()), COLUMNS)
+    of_peer = [rows[name] for name in peer_labels(peers.COMPRESSIVE_TRANSFORMER)]
+    bar = ratio("cpu_training_over_peer", [rows[label(each)] for each in ours], of_peer, "tokens_per_second")
+    share = reconstruction_share(rows, ours[0])
+    return {"rows": list(rows.values()), "reconstruction_loss_share": share, "bars": [bar]}
+
+
+def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
+    """Return the speed of the Compressive Transformer and WaveNet, both compiled, beside both peers, and the bars."""
+    compiled = [changed(recipe, training__compile=True) for recipe in recipes]
+    ours = next(each for each in compiled if isinstance(each.model, CompressiveTransformerRecipe))
+    wavenet = next(each for each in compiled if isinstance(each.model, WaveNetRecipe))
+    builds: dict[str, Build] = {label(each): partial(Training, each, device) for each in (ours, wavenet)}
+    builds |= peers_of(ours, device) | peers_of(wavenet, device)
+    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    measure.show("Training, the paper's size, ours compiled", list(rows.values()), COLUMNS)
+    of_peer = [rows[name] for name in peer_labels(peers.COMPRESSIVE_TRANSFORMER)]
+    our_row, wavenet_row = rows[label(ours)], rows[label(wavenet)]
+    bars = [
+        ratio("gpu_training_over_wavenet", [our_row], [wavenet_row], "tokens_per_second"),
+        ratio("gpu_training_over_peer", [our_row], of_peer, "tokens_per_second"),
+        judge("gpu_share_of_ceiling", our_row.get("share_of_ceiling"), our_row.get("note")),
+    ]
+    return {"rows": list(rows.values()), "bars": bars}
+
+
+def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
+    """Return what the attention-reconstruction loss takes of a step."""
+    builds: dict[str, Build] = {
+        label(recipe): partial(Training, recipe, device),
+        label(recipe, reconstruction=False): partial(TrainingWithoutReconstruction, recipe, device),
+    }
+    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    measure.show("Training with and without the attention-reconstruction loss", list(rows.values()), COLUMNS)
+    return {"rows": list(rows.values()), "reconstruction_loss_share": reconstruction_share(rows, recipe), "bars": []}
+
+
+def train_curves(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
+    """Return tokens per second by batch, segment, memory length and layers, each with the rest as in the recipe."""
+    result = {}
+    for curve, (keys, values) in CURVES.items():
+        builds: dict[str, Build] = {
+            f"{curve} {value}": partial(Training, changed(recipe, **dict.fromkeys(keys, value)), device)
+            for value in values
+        }
+        rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+        result[curve] = list(rows.values())
+        measure.show(f"Training by {curve}", result[curve], COLUMNS)
+    return result | {"bars": []}
+
+
+def add_sizes(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
+    """Add an option for each size of a plain Compressive Transformer."""
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="of the trial (%(default)s)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=["recipes", "trial", "paper"], default=["recipes", "trial"])
+    parser.add_argument("--curves", action="store_true", help="also how the trial's speed follows from its sizes")
+    parser.add_argument("--recipes", type=Path, default=Path("recipes/small"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="not given: the recipes as they say, the trial both ways",
+    )
+    parser.add_argument("--batch-size", type=int, default=TRIAL_BATCH_SIZE, help="of the trial (%(default)s)")
+    add_sizes(parser, TRIAL_SIZES)
+    parser.add_argument("--repeats", type=int, default=7, help="timings of each, in turns (%(default)s)")
+    parser.add_argument("--calls", type=int, help="steps in one timing (1; on a GPU 3)")
+    measure.add_common(parser, "train")
+    options = parser.parse_args(arguments)
+
+    device = torch.device(options.device)
+    timing: Any = {"repeats": options.repeats, "calls": options.calls or (3 if device.type == "cuda" else 1)}
+    trial = plain_recipe({name: getattr(options, name) for name in TRIAL_SIZES}, batch_size=options.batch_size)
+    recipes = recipes_of(options.recipes)
+    compiled = [False, True]
+    if options.compile is not None:
+        recipes = [changed(recipe, training__compile=options.compile) for recipe in recipes]
+        compiled = [options.compile]
+
+    result: Row = {"benchmark": "train", "machine": measure.machine(device), "ceilings": measure.ceilings(device)}
+    parts: Row = {}
+    if "recipes" in options.parts:
+        parts["recipes"] = train_recipes(recipes, device, result["ceilings"], **timing)
+    if "trial" in options.parts:
+        parts["trial"] = train_trial(trial, device, result["ceilings"], compiled=compiled, **timing)
+    if "paper" in options.parts:
+        parts["paper"] = train_paper(recipes, device, result["ceilings"], **timing)
+    if options.curves:
+        base = changed(trial, training__compile=bool(options.compile))
+        parts["curves"] = train_curves(base, device, result["ceilings"], **timing)
+    measure.finish(result, parts, options.out)
+
+
+if __name__ == "__main__":
+    main()
