@@ -39,7 +39,7 @@ from audio_ct.recipe import (
     load_recipe,
     parse_recipe,
 )
-from audio_ct.training.optimizer import make_optimizer
+from audio_ct.training.optimizer import clip_gradients, make_optimizer
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
 from benchmarks.measure import Build, Row, Timing
@@ -110,9 +110,6 @@ class Training:
         self.precision, self.compiled = training.precision, training.compile
         self.flops_per_token = textbook_flops_per_token(recipe, self.model)
         self._clip_norm = training.gradient_clip_norm
-        auxiliary = self.model.auxiliary_parameters()
-        apart = {id(parameter) for parameter in auxiliary}
-        self._clipped = [[each for each in self.model.parameters() if id(each) not in apart], auxiliary]
         self._optimizer = make_optimizer(self.model, recipe.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
         dtype = getattr(torch, self.precision)
@@ -138,8 +135,7 @@ class Training:
         self._scaler.scale(loss + sum(output.auxiliary_losses.values())).backward()
         self._state = output.state
         self._scaler.unscale_(self._optimizer)
-        for parameters in self._clipped:
-            nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        clip_gradients(self.model, self._clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

@@ -34,7 +34,7 @@ from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint
-from audio_ct.training.optimizer import learning_rate, make_optimizer, update_every
+from audio_ct.training.optimizer import clip_gradients, learning_rate, make_optimizer, update_every
 from audio_ct.training.progress import Progress
 from audio_ct.training.tracking import Tracker
 
@@ -300,7 +300,8 @@ def _describe(run: _Run) -> None:
 def _update(run: _Run) -> None:
     """Clip and step; where a gradient is not finite, leave the parameters and reset the lanes that it came from."""
     run.scaler.unscale_(run.optimizer)
-    run.gradient_norm, auxiliary_norm = _clip(run.model, run.recipe.training.gradient_clip_norm)
+    norms = clip_gradients(run.model, run.recipe.training.gradient_clip_norm)
+    run.gradient_norm, auxiliary_norm = (float(norm) for norm in norms)
     if math.isfinite(run.gradient_norm) and math.isfinite(auxiliary_norm):
         rate = learning_rate(run.recipe.optimizer, run.step - 1, run.num_steps)
         for group in run.optimizer.param_groups:
@@ -322,19 +323,6 @@ def _update(run: _Run) -> None:
             f"on recordings {names[:300]}; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate} or use "
             "training.precision=bfloat16. The last checkpoint is intact."
         )
-
-
-def _clip(model: TokenModel, max_norm: float) -> tuple[float, float]:
-    """Clip the task's gradient and the auxiliary losses' each by its own norm, and return both norms from before.
-
-    They share no parameters. Under one common norm the compression functions' gradient, often the larger, would scale
-    the task's down.
-    """
-    auxiliary = model.auxiliary_parameters()
-    apart = {id(parameter) for parameter in auxiliary}
-    task = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    norms = [torch.nn.utils.clip_grad_norm_(parameters, max_norm) for parameters in (task, auxiliary)]
-    return float(norms[0]), float(norms[1])
 
 
 def _log(run: _Run) -> dict[str, float | None]:

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from audio_ct.models.interface import TokenModel
 from audio_ct.recipe import OptimizerRecipe
 
 
@@ -22,6 +23,18 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
     ]
     beta1, beta2 = recipe.betas
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(beta1, beta2), fused=True)
+
+
+def clip_gradients(model: TokenModel, max_norm: float) -> tuple[Tensor, Tensor]:
+    """Clip the task's gradient and the auxiliary losses' each by its own norm, and return both norms from before.
+
+    They share no parameters. Under one common norm the compression functions' gradient, often the larger, would scale
+    the task's down.
+    """
+    auxiliary = model.auxiliary_parameters()
+    apart = {id(parameter) for parameter in auxiliary}
+    task = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    return nn.utils.clip_grad_norm_(task, max_norm), nn.utils.clip_grad_norm_(auxiliary, max_norm)
 
 
 def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:
