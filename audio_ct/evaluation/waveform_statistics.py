@@ -37,6 +37,8 @@ BAND_FLOOR_DB = -80.0
 
 # Limits of check(). Real prompts stay clear of them; white noise has a flatness of 0.56 a frame.
 SILENCE_DBFS = -60.0
+SILENT_FRACTION = 0.6
+BURST_CREST_FACTOR_DB = 22.0
 CLIPPED_FRACTION = 0.005
 DC_OFFSET = 0.02
 NOISE_FLATNESS = 0.2
@@ -155,7 +157,9 @@ def log_spectral_distance_db(a: np.ndarray, b: np.ndarray, sample_rate_hz: int) 
 def check(waveform: np.ndarray, sample_rate_hz: int) -> list[str]:
     """What is audibly wrong with a waveform: one line a fault, none for ordinary speech.
 
-    Silence: level below -60 dBFS. Clipping: over 0.5 % of samples at full scale. DC: mean beyond 0.02 of full scale.
+    Silence: level below -60 dBFS, or over 60 % of frames (in 558 real prompts 43 % are below -50 at most). Bursts: a
+    peak over 22 dB above the level (of 1,160 real seconds 19.1 dB at most), as clicks and runaway oscillations have.
+    Clipping: over 0.5 % of samples at full scale. DC: mean beyond 0.02 of full scale.
     Noise: over the frames above -45 dBFS, half or more of all frames, a median spectral flatness over 0.2 (white
     noise 0.56, the flattest of 558 real prompts 0.08).
     """
@@ -169,6 +173,12 @@ def check(waveform: np.ndarray, sample_rate_hz: int) -> list[str]:
     if level_dbfs < SILENCE_DBFS:
         return [f"silence: level {level_dbfs:.0f} dBFS"]
     warnings = []
+    silent = float(np.mean(_frame_levels_dbfs(waveform, sample_rate_hz) < SILENT_FRAME_DBFS))
+    if silent > SILENT_FRACTION:
+        warnings.append(f"mostly silence: {silent:.0%} of frames below {SILENT_FRAME_DBFS:.0f} dBFS")
+    crest_factor_db = float(_decibels(np.max(np.abs(waveform)) ** 2)) - level_dbfs
+    if crest_factor_db > BURST_CREST_FACTOR_DB:
+        warnings.append(f"bursts: peak {crest_factor_db:.0f} dB above the level")
     clipped = float(np.mean(np.abs(waveform) >= CLIPPED_AMPLITUDE))
     if clipped > CLIPPED_FRACTION:
         warnings.append(f"clipping: {clipped:.1%} of samples at full scale")

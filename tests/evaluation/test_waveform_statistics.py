@@ -133,6 +133,13 @@ def test_log_spectral_distance_of_a_gain_is_that_gain() -> None:
         log_spectral_distance_db(waveform, waveform[1:], RATE_HZ)
 
 
+def click(amplitude: float) -> np.ndarray:
+    """Return a second of nothing but a few loud samples."""
+    waveform = np.zeros(RATE_HZ, np.float32)
+    waveform[1000:1010] = amplitude
+    return waveform
+
+
 @pytest.mark.parametrize(
     ("waveform", "fault"),
     [
@@ -143,6 +150,8 @@ def test_log_spectral_distance_of_a_gain_is_that_gain() -> None:
         (noise(0.02), "noise"),
         (np.clip(4 * buzz(120), -1, 1), "clipping"),
         (0.3 * buzz(120) + 0.1, "DC"),
+        (np.concatenate([buzz(120), np.zeros(2 * RATE_HZ)]), "mostly silence"),
+        (0.02 * buzz(120) + click(0.9), "bursts"),
         (np.array([0.0, np.nan, 0.1]), "not finite"),
     ],
 )
