@@ -49,6 +49,8 @@ class LinearPredictionRecipe(Section):
     """Samples of the past that each predictor is fitted to; the first one's prediction centres the logits."""
     frame_length: Positive = 16
     """Samples between two fits."""
+    bandwidth_expansion: Annotated[float, Field(gt=0, le=1)] = 0.985
+    """Draws the predictors' poles in, so that a model that listens to itself stays stable; 1 for none."""
 
 
 class TransformerXLRecipe(Section):

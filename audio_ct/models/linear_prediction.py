@@ -7,9 +7,10 @@ distribution of the next token is centred: what is left to model is the residual
 
 Shape suffixes: B batch, T time, F frames, S samples of a frame, K predictors, N order, O = N + 1.
 
-Source: backward adaptation of a high order from past output is ITU-T G.728; exponentially windowed least squares is the
-second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); predicting a residual's distribution with a network
-around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are transmitted, not adapted.
+Source: backward adaptation of a high order from past output, with bandwidth expansion, is ITU-T G.728; exponentially
+windowed least squares is the second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); predicting a residual's
+distribution with a network around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are
+transmitted, not adapted.
 """
 
 import math
@@ -39,11 +40,14 @@ class LinearPredictionSettings:
         order: samples that a prediction is made of.
         windows: effective length in samples of each predictor's exponential window.
         frame_length: samples between two adaptations; a stream may be cut between frames.
+        bandwidth_expansion: the coefficient of lag k is multiplied by its k-th power, which draws the predictor's poles
+            in by it. Below 1 a model that listens to itself does not follow oscillations that grow; 1 is none.
     """
 
     order: int
     windows: Sequence[int]
     frame_length: int
+    bandwidth_expansion: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what predicts nothing.
@@ -54,6 +58,11 @@ class LinearPredictionSettings:
         for name, value in (("order", self.order), ("frame_length", self.frame_length)):
             if value < 1:
                 raise InputError(f"model.linear_prediction.{name}={value} must be at least 1; try 32 and 16.")
+        if not 0 < self.bandwidth_expansion <= 1:
+            raise InputError(
+                f"model.linear_prediction.bandwidth_expansion={self.bandwidth_expansion} must be above 0 and at most "
+                "1; try 0.985."
+            )
         if not self.windows or min(self.windows) < 2:
             raise InputError(
                 f"model.linear_prediction.windows={list(self.windows)} must name at least one window of 2 or more "
@@ -75,6 +84,7 @@ class BackwardPredictor(nn.Module):
         super().__init__()
         self.order = settings.order
         self.frame_length = settings.frame_length
+        self.bandwidth_expansion = settings.bandwidth_expansion
         self.num_predictors = len(settings.windows)
         self.mu = vocabulary_size - 1
         # An integer buffer: `model.to(dtype)` leaves it alone.
@@ -157,14 +167,18 @@ class BackwardPredictor(nn.Module):
         return weighted_BFKSO.transpose(-1, -2) @ weighted_BFKSO
 
     def _solve(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (the coefficients [..., K, N] of least squares with a ridge, the root mean square left [..., K])."""
+        """Return (coefficients [..., K, N] by least squares with a ridge, the root mean square they left [..., K]).
+
+        What they left is that before bandwidth expansion.
+        """
         past, cross, power = covariance[..., :-1, :-1], covariance[..., :-1, -1:], covariance[..., -1, -1]
         ridge = RELATIVE_RIDGE * past.diagonal(dim1=-2, dim2=-1).mean(-1) + ABSOLUTE_RIDGE
         regular = past + torch.eye(self.order, dtype=past.dtype, device=past.device) * ridge[..., None, None]
         # Unchecked, so that a GPU is not waited for: with the ridge it is always positive definite.
         coefficients = torch.cholesky_solve(cross, torch.linalg.cholesky_ex(regular).L)[..., 0]
         left = (power - (coefficients * cross[..., 0]).sum(-1)) / self.windows
-        return coefficients, left.clamp_min(0).sqrt()
+        lag = torch.arange(self.order, 0, -1, dtype=past.dtype, device=past.device)
+        return coefficients * self.bandwidth_expansion**lag, left.clamp_min(0).sqrt()
 
     def _to_tokens(self, predicted: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Return amplitudes from the scale's middle and errors at them, both in tokens."""

@@ -42,7 +42,9 @@ def wavenet(**changes: Any) -> TokenModel:
 
 local = {"front_dilations": [1, 2, 4], "short_convolution_width": 3}
 predicting = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20, 5], frame_length=2)}
-one_predictor = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20], frame_length=4)}
+one_predictor = {
+    "linear_prediction": LinearPredictionSettings(order=3, windows=[20], frame_length=4, bandwidth_expansion=0.9)
+}
 VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "pre-contiguous": lambda: compressive(),
     "post-contiguous": lambda: compressive(norm="post"),

@@ -22,8 +22,9 @@ ORDER, EVERY = 4, 8
 WINDOWS = [100, 30]
 
 
-def predictor(windows: list[int] = WINDOWS, order: int = ORDER) -> BackwardPredictor:
-    return BackwardPredictor(256, LinearPredictionSettings(order=order, windows=windows, frame_length=EVERY))
+def predictor(windows: list[int] = WINDOWS, order: int = ORDER, expansion: float = 1.0) -> BackwardPredictor:
+    settings = LinearPredictionSettings(order=order, windows=windows, frame_length=EVERY, bandwidth_expansion=expansion)
+    return BackwardPredictor(256, settings)
 
 
 def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> Tensor:
@@ -37,7 +38,7 @@ def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> 
     return mu_law.encode(x.clamp(-1, 1)).long()
 
 
-def slow(tokens: Tensor, window: int) -> tuple[list[float], list[float]]:
+def slow(tokens: Tensor, window: int, expansion: float) -> tuple[list[float], list[float]]:
     """Return predictions and expected errors of one lane, each frame's least squares written out from its beginning."""
     x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), _amplitude(tokens, 255)])
     predictions, errors = [], []
@@ -52,20 +53,22 @@ def slow(tokens: Tensor, window: int) -> tuple[list[float], list[float]]:
             power += weight * target**2
         ridge = RELATIVE_RIDGE * past.trace() / ORDER + ABSOLUTE_RIDGE
         coefficients = torch.linalg.solve(past + ridge * torch.eye(ORDER).double(), cross)
-        amplitude = float((coefficients @ x[t + 1 : t + 1 + ORDER]).clamp(-1, 1))
+        expanded = torch.stack([coefficients[ORDER - lag] * expansion**lag for lag in range(ORDER, 0, -1)])
+        amplitude = float((expanded @ x[t + 1 : t + 1 + ORDER]).clamp(-1, 1))
         predictions.append(math.copysign(math.log1p(255 * abs(amplitude)) / math.log(256) * 127.5, amplitude))
         left = math.sqrt(max(0.0, power - float(coefficients @ cross)) / window)
         errors.append(left / ((abs(amplitude) + 1 / 255) * math.log(256) * 2 / 255))
     return predictions, errors
 
 
-def test_predictions_are_those_of_least_squares_over_the_whole_past() -> None:
+@pytest.mark.parametrize("expansion", [1.0, 0.9])
+def test_predictions_are_those_of_least_squares_over_the_whole_past(expansion: float) -> None:
     tokens = speech_like()
-    model = predictor()
+    model = predictor(expansion=expansion)
     predicted, expected, _ = model(tokens, model.initial_state(2, "cpu"))
     for lane in range(2):
         for k, window in enumerate(WINDOWS):
-            slow_predicted, slow_expected = slow(tokens[lane], window)
+            slow_predicted, slow_expected = slow(tokens[lane], window, expansion)
             torch.testing.assert_close(predicted[lane, :, k].tolist(), slow_predicted, atol=1e-6, rtol=0)
             torch.testing.assert_close(expected[lane, :, k].tolist(), slow_expected, atol=1e-6, rtol=1e-6)
 
@@ -106,6 +109,25 @@ def test_a_constant_stream_of_any_level_stays_finite(token: int) -> None:
     assert torch.isfinite(expected).all()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
     assert (predicted[0, -1] - (token - 127.5)).abs().max() < 0.6
+
+
+def test_bandwidth_expansion_tames_an_oscillation_that_grows() -> None:
+    t = torch.arange(25 * EVERY)
+    growing = mu_law.encode((0.01 * 1.02**t * torch.cos(0.3 * t)).clamp(-1, 1).float()[None]).long()
+
+    def gain(expansion: float) -> float:
+        """Return by how much a second round of the predictor's own filter grows over 100 samples of silence after."""
+        model = predictor([50], expansion=expansion)
+        state = model(growing, model.initial_state(1, "cpu"))[2]
+        coefficients = model._solve(state["linear_prediction.covariance"])[0][0, 0]
+        past = state["linear_prediction.history"][0].clone()
+        before = past.abs().max()
+        for _ in range(100):
+            past = torch.cat([past[1:], (coefficients @ past)[None]])
+        return float(past.abs().max() / before)
+
+    assert gain(1.0) > 3
+    assert gain(0.97) < 1
 
 
 def test_full_scale_noise_stays_finite_and_on_the_scale() -> None:
@@ -177,6 +199,8 @@ def test_a_models_type_does_not_touch_the_predictions() -> None:
         ({"windows": [200, 1]}, r"windows=\[200, 1\] must name at least one window of 2 or more"),
         ({"order": 0}, "order=0 must be at least 1"),
         ({"frame_length": 0}, "frame_length=0 must be at least 1"),
+        ({"bandwidth_expansion": 0.0}, "bandwidth_expansion=0.0 must be above 0 and at most 1"),
+        ({"bandwidth_expansion": 1.1}, "bandwidth_expansion=1.1 must be above 0 and at most 1"),
     ],
 )
 def test_what_predicts_nothing_is_refused(change: dict[str, Any], message: str) -> None:
