@@ -8,9 +8,8 @@ distribution of the next token is centred: what is left to model is the residual
 Shape suffixes: B batch, T time, F frames, S samples of a frame, K predictors, N order, O = N + 1.
 
 Source: backward adaptation of a high order from past output, with bandwidth expansion, is ITU-T G.728; exponentially
-windowed least squares is the second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); predicting a residual's
-distribution with a network around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are
-transmitted, not adapted.
+windowed least squares is the second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); a network for the
+residual around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are transmitted, not adapted.
 """
 
 import math
