@@ -9,7 +9,7 @@ Shape suffixes: B batch, T time, F frames, S samples of a frame, K predictors, N
 
 Source: backward adaptation of a high order from past output, with bandwidth expansion, is ITU-T G.728; exponentially
 windowed least squares is the second stage of MPEG-4 ALS's RLS-LMS predictor (Huang et al. 2008); a network for the
-residual around a linear prediction is LPCNet (Valin and Skoglund 2019), whose coefficients are transmitted, not adapted.
+residual around a linear prediction is LPCNet (Valin and Skoglund 2019), where coefficients are sent, not adapted.
 """
 
 import math
