@@ -114,10 +114,10 @@ class BackwardPredictor(nn.Module):
         """
         signal_BT = torch.cat([state["linear_prediction.history"], _amplitude(tokens, self.mu)], dim=1)
         covariance = state["linear_prediction.covariance"]
-        covariances = []
+        covariances, decay = [], self._frame_decay()
         for increment in self._increments(signal_BT).unbind(1):
             covariances.append(covariance)
-            covariance = covariance * self._frame_decay() + increment
+            covariance = covariance * decay + increment
         coefficients_BFKN, error_BFK = self._solve(torch.stack(covariances, dim=1))
         past_BFSN = signal_BT.unfold(1, self.order, 1)[:, 1:].unflatten(1, (-1, self.frame_length))
         predicted_BFSK = past_BFSN @ coefficients_BFKN.transpose(-1, -2)
