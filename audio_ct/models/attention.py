@@ -5,7 +5,7 @@ Shape suffixes: B batch, H heads, T queries, S keys, D head size, E = D + number
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
@@ -59,6 +59,47 @@ class RelativeAttention(nn.Module):
     ) -> Float[Tensor, "b t m"]:
         """Return the attention's output, through the output projection; the queries are the last t of the s keys."""
         out_BHTD = dot_product_attention(q, k, v, causal=True)
+        return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
+
+    def cache(
+        self, past: Float[Tensor, "b s m"], num_samples: int
+    ) -> tuple[Float[Tensor, "b h d slots"], Float[Tensor, "b h slots d"]]:
+        """Return keys and values of the past with slots for samples behind them, for `read`.
+
+        Keys lie transposed and without positions, which are the same for all heads: fewer bytes to read per sample.
+        """
+        k_BHSD, v_BHSD = (self._heads(part) for part in self.key_value(past).chunk(2, dim=-1))
+        keys_BHDS = F.pad(k_BHSD.transpose(-1, -2), (0, num_samples)).contiguous()
+        return keys_BHDS.to(past.dtype), F.pad(v_BHSD, (0, 0, 0, num_samples)).to(past.dtype)
+
+    def read(
+        self,
+        x: Float[Tensor, "b t m"],
+        keys: Float[Tensor, "b h d slots"],
+        values: Float[Tensor, "b h slots d"],
+        *,
+        slots: Int[Tensor, " t"],
+        rotation: Float[Tensor, "2 t half"],
+        sinusoids: Float[Tensor, "sinusoids slots"],
+        hidden: Float[Tensor, "t slots"],
+    ) -> Float[Tensor, "b t m"]:
+        """Write samples' keys and values to these slots and return the attention's output over all that isn't hidden.
+
+        Args:
+            x: attention inputs of the samples.
+            keys: the cache's keys, written to.
+            values: the cache's values, written to.
+            slots: the samples' places in the cache.
+            rotation: of the samples' positions.
+            sinusoids: of the positions of all slots.
+            hidden: -inf where a sample must not see a slot, 0 elsewhere.
+        """
+        k_BHTD, v_BHTD = (self._heads(part) for part in self.key_value(x).chunk(2, dim=-1))
+        keys.index_copy_(3, slots, k_BHTD.transpose(-1, -2).to(keys.dtype))
+        values.index_copy_(2, slots, v_BHTD.to(values.dtype))
+        content_BHTD, rotated_BHTS = self.queries(x, rotation).split([self.d_head, self.num_sinusoids], dim=-1)
+        scores_BHTS = content_BHTD @ keys.to(x.dtype) + rotated_BHTS @ sinusoids.to(x.dtype) + hidden.to(x.dtype)
+        out_BHTD = scores_BHTS.softmax(dim=-1) @ values.to(x.dtype)
         return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
 
     def _heads(self, x: Tensor) -> Tensor:

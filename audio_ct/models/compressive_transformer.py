@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from audio_ct.errors import InputError
 from audio_ct.models.compression import attention_reconstruction_loss
 from audio_ct.models.compressive_layer import CompressiveLayer
-from audio_ct.models.convolution import ConvolutionalFront
-from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut
+from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
+from audio_ct.models.interface import READ_AHEAD, ModelOutput, State, TokenModel, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 from audio_ct.models.memory import context_positions, push
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
@@ -83,7 +83,8 @@ class CompressiveTransformer(TokenModel):
                 f"model.segment_length={segment_length}; try {math.gcd(16, segment_length)}."
             )
         self.vocabulary_size = vocabulary_size
-        self.segment_length = segment_length
+        self.segment_length = self.cache_length = segment_length
+        self.adapt_every = segment_length if linear_prediction is None else linear_prediction.frame_length
         self.d_model = d_model
         self.memory_length = memory_length
         self.compressed_memory_length = compressed_memory_length
@@ -111,14 +112,14 @@ class CompressiveTransformer(TokenModel):
         # Positions are the same in every segment: the segment begins at 0, memories stand before it.
         attention = self.layers[0].attention
         angular = frequencies(attention.num_sinusoids)
-        segment = torch.arange(segment_length, dtype=torch.float64)
+        segment = torch.arange(segment_length + READ_AHEAD, dtype=torch.float64)
         past = context_positions(
             compressed_memory_length,
             memory_length,
             compression_rate=compression_rate,
             compressed_positions=compressed_positions,
         )
-        sinusoids = key_sinusoids(torch.cat([past, segment]), angular)
+        sinusoids = key_sinusoids(torch.cat([past, segment]), angular).T.contiguous()
         self.register_buffer("key_sinusoids", sinusoids.float(), persistent=False)
         self.register_buffer("query_rotation", query_rotation(segment, angular).float(), persistent=False)
         self.key_sinusoids: Tensor
@@ -146,7 +147,6 @@ class CompressiveTransformer(TokenModel):
                 state[f"compressed_memory.{i}"] = zeros(self.compressed_memory_length)
             if layer.short is not None:
                 state[f"short.{i}"] = zeros(layer.short.queue_length)
-        state["offset"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
@@ -158,7 +158,13 @@ class CompressiveTransformer(TokenModel):
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
         assert not is_cut(state), "forward reads from the start of a segment; see consume()"
-        h, skips, predicted, state = self._embed(tokens, state)
+        h, skips, predicted = self.embedding(tokens), None, None
+        if self.linear_prediction is not None:
+            features, predicted, state = self.linear_prediction.predict(tokens, state)
+            h = h + self.linear_prediction.read(features)
+        if self.front is not None:
+            h, skips, queues = self.front(h, state)
+            state = state | queues
         outputs, losses = [], []
         for segment in h.split(self.segment_length, dim=1):
             output, state, reconstruction = self._segment(segment, state)
@@ -170,11 +176,12 @@ class CompressiveTransformer(TokenModel):
     def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         new_state = dict(state)
         losses: list[Tensor] = []
+        sinusoids, rotation = self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
         for i, layer in enumerate(self.layers):
             past = self._past(i, state)
             x, queue = self._attention_input(i, h, state)
-            k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), self.key_sinusoids)
-            attended = layer.attention.attend(layer.attention.queries(x, self.query_rotation), k, v)
+            k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), sinusoids)
+            attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v)
             h = layer.feed_forward(h, attended)
             memories, old_mem, compressed = self._remember(i, x, state)
             new_state |= memories | queue
@@ -182,51 +189,63 @@ class CompressiveTransformer(TokenModel):
                 losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
         return h, new_state, losses
 
-    def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
-        """Read one sample; all lanes must stand at the same sample of their segments (see the base class).
+    def open_cache(self, state: State, offset: int) -> State:
+        """Return a state with caches of a segment, the memories' keys and values in place (see the base class)."""
+        if offset == 0:
+            room = self.segment_length + READ_AHEAD
+            state = state | queues_to_caches(state, "front.", self.segment_length)
+            state |= queues_to_caches(state, "short.", self.segment_length)
+            for i, layer in enumerate(self.layers):
+                past = self._past(i, state)
+                state[f"cache.keys.{i}"], state[f"cache.values.{i}"] = layer.attention.cache(past, room)
+                state[f"cache.inputs.{i}"] = past.new_zeros(past.shape[0], room, self.d_model)
+            lane = state["memory.0"]
+            state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
+        if self.linear_prediction is not None and offset % self.adapt_every == 0:
+            state = state | self.linear_prediction.open_cache(state)
+        return state
 
-        Keys and values are kept in the state from the start of a segment to its end, the memories' projected once.
-        """
-        offset = int(state["offset"][0])
-        place = self.num_past + offset
-        h, skips, predicted, state = self._embed(tokens[:, None], state, offset)
-        rotation = self.query_rotation[:, offset : offset + 1]
-        for i, layer in enumerate(self.layers):
-            if offset == 0:
-                state |= self._segment_cache(i, state)
-            x, queue = self._attention_input(i, h, state)
-            state |= queue
-            k, v = layer.attention.keys_values(x, self.key_sinusoids[place : place + 1])
-            keys, values = state[f"cache.keys.{i}"], state[f"cache.values.{i}"]
-            keys[:, :, place], values[:, :, place] = k[:, :, 0], v[:, :, 0]
-            state[f"cache.inputs.{i}"][:, offset] = x[:, 0]
-            q = layer.attention.queries(x, rotation)
-            attended = layer.attention.attend(q, keys[:, :, : place + 1], values[:, :, : place + 1])
-            h = layer.feed_forward(h, attended)
-        state["offset"] = state["offset"] + 1
-        if offset + 1 == self.segment_length:
-            for i in range(len(self.layers)):
-                state |= self._remember(i, state[f"cache.inputs.{i}"], state)[0]
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
-            state["offset"] = torch.zeros_like(state["offset"])
-        return self._logits(h, skips, predicted)[:, 0], state
-
-    def _embed(
-        self, tokens: Tensor, state: State, offset: int | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
-        """Return (what the first layer reads, the front's skips, linear predictions, the new state).
-
-        Skips and predictions go past the layers to `_logits`. A step gives the offset of its sample in the segment.
-        """
+    def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:
+        """Read a few samples (see the base class)."""
+        taken = slots(state, tokens.shape[1])
         h, skips, predicted = self.embedding(tokens), None, None
         if self.linear_prediction is not None:
-            place = None if offset is None else offset % self.linear_prediction.frame_length
-            features, predicted, state = self.linear_prediction.predict(tokens, state, place)
+            features, predicted = self.linear_prediction.predict_cached(tokens, state, taken)
             h = h + self.linear_prediction.read(features)
         if self.front is not None:
-            h, skips, queues = self.front(h, state)
-            state = state | queues
-        return h, skips, predicted, state
+            h, skips = self.front.read(h, state, taken)
+        rotation = self.query_rotation.index_select(1, taken)
+        context_slots = self.num_past + taken
+        later = torch.arange(self.key_sinusoids.shape[1], device=taken.device) > context_slots[:, None]
+        hidden = torch.zeros(later.shape, device=taken.device).masked_fill(later, float("-inf"))
+        for i, layer in enumerate(self.layers):
+            x = layer.attention_norm(h) if layer.pre_norm else h
+            if layer.short is not None:
+                x = layer.short.read(x, state[f"cache.short.{i}"], taken)
+            inputs = state[f"cache.inputs.{i}"]
+            inputs.index_copy_(1, taken, x.to(inputs.dtype))
+            attended = layer.attention.read(
+                x,
+                state[f"cache.keys.{i}"],
+                state[f"cache.values.{i}"],
+                slots=context_slots,
+                rotation=rotation,
+                sinusoids=self.key_sinusoids,
+                hidden=hidden,
+            )
+            h = layer.feed_forward(h, attended)
+        return self._logits(h, skips, predicted)
+
+    def close_cache(self, state: State, offset: int) -> State:
+        """Return a state whose memories hold the segment, at its end (see the base class)."""
+        if self.linear_prediction is not None and offset % self.adapt_every == 0:
+            state = state | self.linear_prediction.close_cache(state)
+        if offset < self.segment_length:
+            return state
+        state = state | caches_to_queues(state, "front.", offset) | caches_to_queues(state, "short.", offset)
+        for i in range(len(self.layers)):
+            state |= self._remember(i, state[f"cache.inputs.{i}"][:, :offset], state)[0]
+        return without_caches(state)
 
     def _logits(self, h: Tensor, skips: Tensor | None, predicted: Tensor | None) -> Tensor:
         """Return logits; with a front by WaveNet's head, the layers' output being one more skip."""
@@ -266,15 +285,3 @@ class CompressiveTransformer(TokenModel):
         compressed_memory = state[f"compressed_memory.{i}"]
         memories[f"compressed_memory.{i}"], _ = push(compressed_memory, compressed.detach().to(memory.dtype))
         return memories, old_mem, compressed
-
-    def _segment_cache(self, i: int, state: State) -> State:
-        """Return room for layer i's keys, values and inputs of one segment, the memories' keys and values in place."""
-        attention = self.layers[i].attention
-        past = self._past(i, state)
-        keys, values = attention.keys_values(past, self.key_sinusoids[: self.num_past])
-        grow = (0, 0, 0, self.segment_length)
-        return {
-            f"cache.keys.{i}": F.pad(keys, grow),
-            f"cache.values.{i}": F.pad(values, grow),
-            f"cache.inputs.{i}": past.new_zeros(past.shape[0], self.segment_length, self.d_model),
-        }

@@ -7,10 +7,11 @@ rest, which fused kernels and optimised BLAS do better than strided convolutions
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from audio_ct.models.interface import State
+from audio_ct.models.interface import READ_AHEAD, State
 
 
 def taps(
@@ -27,6 +28,38 @@ def taps(
     past_and_now = torch.cat([queue, x], dim=1)
     delayed = [past_and_now[:, tap * dilation : tap * dilation + num_samples] for tap in range(width)]
     return delayed, past_and_now[:, num_samples:]
+
+
+def queues_to_caches(state: State, prefix: str, num_samples: int) -> State:
+    """Return a cache for every queue whose name begins so: the queue with slots for samples behind it."""
+    return {
+        f"cache.{name}": F.pad(queue, (0, 0, 0, num_samples + READ_AHEAD))
+        for name, queue in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def caches_to_queues(state: State, prefix: str, num_samples: int) -> State:
+    """Return the queues after so many samples of the caches that `queues_to_caches` made."""
+    return {
+        name: state[f"cache.{name}"][:, num_samples : num_samples + queue.shape[1]].clone()
+        for name, queue in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def cached_taps(
+    x: Float[Tensor, "batch time channels"],
+    cache: Float[Tensor, "batch slots channels"],
+    slots: Int[Tensor, " time"],
+    *,
+    queue_length: int,
+    width: int,
+) -> list[Float[Tensor, "batch time channels"]]:
+    """Write inputs to their slots of a cache and return the same delayed inputs as `taps`."""
+    cache.index_copy_(1, slots + queue_length, x.to(cache.dtype))
+    dilation = queue_length // max(1, width - 1)
+    return [cache.index_select(1, slots + tap * dilation).to(x.dtype) for tap in range(width - 1)] + [x]
 
 
 class GatedConvolution(nn.Module):
@@ -56,9 +89,18 @@ class GatedConvolution(nn.Module):
     ]:
         """Return (output with the residual added, skip, the queue after the window)."""
         delayed, queue = taps(x, queue, self.width)
+        return *self._gate(x, delayed), queue
+
+    def read(
+        self, x: Float[Tensor, "batch time channels"], cache: Float[Tensor, "batch slots channels"], slots: Int[Tensor, " time"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time skip"]]:
+        """Return (output, skip) of samples in these slots of the cache, which is written to."""
+        return self._gate(x, cached_taps(x, cache, slots, queue_length=self.queue_length, width=self.width))
+
+    def _gate(self, x: Tensor, delayed: list[Tensor]) -> tuple[Tensor, Tensor]:
         filtered, gate = self.filter_gate(torch.cat(delayed, dim=-1)).chunk(2, dim=-1)
         mixed = self.mix(torch.tanh(filtered) * torch.sigmoid(gate))
-        return x + mixed[..., : self.channels], mixed[..., self.channels :], queue
+        return x + mixed[..., : self.channels], mixed[..., self.channels :]
 
 
 class ConvolutionalFront(nn.Module):
@@ -99,6 +141,17 @@ class ConvolutionalFront(nn.Module):
         return h, skips, queues
 
 
+    def read(
+        self, h: Float[Tensor, "batch time channels"], state: State, slots: Int[Tensor, " time"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time channels"]]:
+        """Return (the output, the sum of the skips) of samples in these slots of the state's caches."""
+        skips = torch.zeros_like(h)
+        for i, layer in enumerate(self.layers):
+            h, skip = layer.read(h, state[f"cache.front.{i}"], slots)
+            skips = skips + skip
+        return h, skips
+
+
 class ShortConvolution(nn.Module):
     """A causal convolution of each channel by itself, added to its input.
 
@@ -118,4 +171,13 @@ class ShortConvolution(nn.Module):
     ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch past channels"]]:
         """Return (x plus its convolution, the queue after the window)."""
         delayed, queue = taps(x, queue, self.width)
-        return x + sum((tap * weight for tap, weight in zip(delayed, self.weight, strict=True)), x.new_zeros(())), queue
+        return self._add(x, delayed), queue
+
+    def read(
+        self, x: Float[Tensor, "batch time channels"], cache: Float[Tensor, "batch slots channels"], slots: Int[Tensor, " time"]
+    ) -> Float[Tensor, "batch time channels"]:
+        """Return the output of samples in these slots of the cache, which is written to."""
+        return self._add(x, cached_taps(x, cache, slots, queue_length=self.queue_length, width=self.width))
+
+    def _add(self, x: Tensor, delayed: list[Tensor]) -> Tensor:
+        return x + sum((tap * weight for tap, weight in zip(delayed, self.weight, strict=True)), x.new_zeros(()))

@@ -3,6 +3,18 @@
 A model keeps nothing between calls. What it remembers of a stream is its *state*: a flat dictionary of tensors whose
 first axis is the lane (batch row). So detaching, slicing, resetting and saving a state are one-line comprehensions here
 and need no knowledge of the architecture.
+
+Sample by sample, a model goes through its stream in stretches of `cache_length` samples. In a stretch the state also
+holds *caches*, tensors of fixed shape whose names begin with "cache.", with a slot for each of its samples:
+
+    open_cache(state, 0)         the caches, from the state
+    read(tokens, state)          a sample or a few: writes the slots from cache.place on, and nothing else
+    ...
+    close_cache(state, length)   the state after the stretch, without caches
+
+All decisions are made in `open_cache` and `close_cache`, by the count of samples that the caller keeps. `read` makes
+none, so that it can be compiled or captured once and repeated. What it wrote is overwritten when `cache.place` is set
+back, which is all that taking samples back means.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+
+# Slots that caches have past their stretch: what is read there is only ever taken back.
+READ_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -36,10 +51,15 @@ class TokenModel(nn.Module, ABC):
     Attributes:
         vocabulary_size: number of token values.
         segment_length: `forward` takes whole multiples of this many tokens; 1 where a stream may be cut anywhere.
+        cache_length: samples that caches hold; a multiple of segment_length.
+        adapt_every: `open_cache` and `close_cache` change something at multiples of this many samples only; divides
+            cache_length.
     """
 
     vocabulary_size: int
     segment_length: int
+    cache_length: int
+    adapt_every: int
 
     @abstractmethod
     def initial_state(
@@ -64,17 +84,44 @@ class TokenModel(nn.Module, ABC):
         return []
 
     @abstractmethod
+    def open_cache(self, state: State, offset: int) -> State:
+        """Return a state to `read` the sample at `offset` from: with caches, made anew where the offset is 0.
+
+        Args:
+            state: where the lanes stand.
+            offset: samples of the stretch that were read, the same for all lanes.
+        """
+
+    @abstractmethod
+    def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:
+        """Read a few tokens of every lane from `cache.place` on, in place, and return logits.
+
+        Args:
+            tokens: [batch, time]; up to READ_AHEAD, and up to the next multiple of `adapt_every`: logits past that
+                mean nothing, and what was read there must be taken back.
+            state: with caches; they are written to.
+        """
+
+    @abstractmethod
+    def close_cache(self, state: State, offset: int) -> State:
+        """Return the state after `offset` samples of the stretch were read: without caches at its end."""
+
+    @torch.no_grad()
     def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
         """Read one token of every lane; the same numbers as `forward`, to rounding.
 
         Args:
             tokens: [batch]
-            state: where the lanes stand, all at the same sample of their segments; its tensors may be written to, so
+            state: where the lanes stand, all at the same sample of their stretches; its tensors may be written to, so
                 use the returned state from here on.
 
         Returns:
             Logits of the next token [batch, vocabulary] and the new state.
         """
+        offset = place(state)
+        state = self.open_cache(state, offset)
+        logits = self.read(tokens[:, None], state)
+        return logits[:, 0], self.close_cache(state, offset + 1)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -83,11 +130,26 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def is_cut(state: State) -> bool:
-    """Return whether a state stands within a segment, so that only `step` can go on from it.
+    """Return whether a state stands within a stretch of samples, so that only steps can go on from it."""
+    return "cache.place" in state
 
-    Within a segment, and only there, `step` keeps what it needs to its end under names that begin with "cache.".
-    """
-    return any(name.startswith("cache.") for name in state)
+
+def place(state: State) -> int:
+    """Return how many samples of its stretch a state has read; a GPU is waited for."""
+    return int(state["cache.place"][0]) if is_cut(state) else 0
+
+
+def slots(state: State, num_samples: int) -> Int[Tensor, " time"]:
+    """Return which slots of the caches the next samples take, and move `cache.place` behind them."""
+    place = state["cache.place"]
+    taken = place[0] + torch.arange(num_samples, device=place.device)
+    place += num_samples
+    return taken
+
+
+def without_caches(state: State) -> State:
+    """Return what remains of a state when a stretch is over."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
 
 
 def select_lanes(lanes: Bool[Tensor, " batch"], chosen: State, other: State) -> State:

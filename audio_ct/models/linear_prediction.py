@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.interface import State
+from audio_ct.models.interface import READ_AHEAD, State
 
 # Sines and cosines of a prediction, from once around over all tokens up to once around in two.
 NUM_FREQUENCIES = 12
@@ -128,30 +129,37 @@ class BackwardPredictor(nn.Module):
         }
         return *self._to_tokens(predicted_BFSK.flatten(1, 2), error_BFSK.flatten(1, 2)), new
 
-    def step(
-        self, tokens: Int[Tensor, " batch"], state: State, place: int
-    ) -> tuple[Float[Tensor, "batch 1 predictors"], Float[Tensor, "batch 1 predictors"], State]:
-        """Return what `forward` does, after one token that stands at `place` in its frame.
+    def open_cache(self, state: State) -> State:
+        """Return caches of one frame: its samples, and the coefficients found from what came before it."""
+        history = state["linear_prediction.history"]
+        coefficients_BKN, error_BK = self._solve(state["linear_prediction.covariance"])
+        caches = {
+            "signal": F.pad(history, (0, self.frame_length + READ_AHEAD)),
+            "coefficients": coefficients_BKN,
+            "error": error_BK,
+        }
+        return {f"cache.linear_prediction.{name}": tensor for name, tensor in caches.items()}
 
-        The frame's samples and coefficients are kept in the state until its end.
-        """
-        cached = [f"cache.linear_prediction.{name}" for name in ("signal", "coefficients", "error")]
-        history, covariance = state["linear_prediction.history"], state["linear_prediction.covariance"]
-        if place == 0:
-            signal_BT = torch.cat([history, history.new_zeros(len(history), self.frame_length)], dim=1)
-            coefficients_BKN, error_BK = self._solve(covariance)
-        else:
-            signal_BT, coefficients_BKN, error_BK = (state[name] for name in cached)
-        signal_BT[:, self.order + place] = _amplitude(tokens, self.mu)
-        past_B1N = signal_BT[:, None, place + 1 : place + 1 + self.order]
-        predicted, error = self._to_tokens(past_B1N @ coefficients_BKN.transpose(-1, -2), error_BK[:, None])
-        if place + 1 < self.frame_length:
-            return predicted, error, state | dict(zip(cached, (signal_BT, coefficients_BKN, error_BK), strict=True))
-        new = {name: tensor for name, tensor in state.items() if name not in cached} | {
-            "linear_prediction.history": signal_BT[:, -self.order :],
+    def predict_cached(
+        self, tokens: Int[Tensor, "batch time"], state: State, slots: Int[Tensor, " time"]
+    ) -> tuple[Float[Tensor, "batch time predictors"], Float[Tensor, "batch time predictors"]]:
+        """Return the predictions and errors that `forward` does, after tokens in these slots of the frame."""
+        signal_BT, coefficients_BKN, error_BK = (
+            state[f"cache.linear_prediction.{name}"] for name in ("signal", "coefficients", "error")
+        )
+        signal_BT.index_copy_(1, slots + self.order, _amplitude(tokens, self.mu))
+        lags_TN = slots[:, None] + 1 + torch.arange(self.order, device=slots.device)
+        past_BTN = signal_BT[:, lags_TN]
+        return self._to_tokens(past_BTN @ coefficients_BKN.transpose(-1, -2), error_BK[:, None])
+
+    def close_cache(self, state: State) -> State:
+        """Return history and covariance after the frame in the caches."""
+        signal_BT = state["cache.linear_prediction.signal"][:, : self.order + self.frame_length]
+        covariance = state["linear_prediction.covariance"]
+        return {
+            "linear_prediction.history": signal_BT[:, -self.order :].clone(),
             "linear_prediction.covariance": covariance * self._frame_decay() + self._increments(signal_BT)[:, 0],
         }
-        return predicted, error, new
 
     def _frame_decay(self) -> Tensor:
         """Return what a frame leaves of the covariance before it, [K, 1, 1]."""
@@ -222,21 +230,42 @@ class LinearPrediction(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, tokens: Int[Tensor, "batch time"], state: State, place: int | None = None
+        self, tokens: Int[Tensor, "batch time"], state: State
     ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time"], State]:
         """Return (features for `read`, the first predictor's predictions for `logits`, the new state).
 
         Args:
-            tokens: whole frames [batch, time], or one token each [batch, 1] with `place`.
+            tokens: whole frames [batch, time].
             state: where the lanes stand.
-            place: samples read of the frame so far, where it is read token by token; else None.
         """
-        if place is None:
-            predicted, expected, new = self.predictor(tokens, state)
-        else:
-            predicted, expected, new = self.predictor.step(tokens[:, 0], state, place)
+        predicted, expected, new = self.predictor(tokens, state)
         last = torch.cat([state["linear_prediction.predicted"][:, None], predicted[:, :-1]], dim=1)
         new["linear_prediction.predicted"] = predicted[:, -1]
+        return self._features(tokens, last, predicted, expected), predicted[..., 0], new
+
+    def open_cache(self, state: State) -> State:
+        """Return caches of one frame: the predictor's, and every prediction after the one before the frame."""
+        room = self.frame_length + READ_AHEAD
+        predicted = F.pad(state["linear_prediction.predicted"][:, None], (0, 0, 0, room))
+        return self.predictor.open_cache(state) | {"cache.linear_prediction.predicted": predicted}
+
+    def predict_cached(
+        self, tokens: Int[Tensor, "batch time"], state: State, slots: Int[Tensor, " time"]
+    ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time"]]:
+        """Return the features and predictions that `predict` does, of samples in these slots of the stretch."""
+        slots = slots - slots[0] // self.frame_length * self.frame_length
+        predicted, expected = self.predictor.predict_cached(tokens, state, slots)
+        cache = state["cache.linear_prediction.predicted"]
+        cache.index_copy_(1, slots + 1, predicted)
+        return self._features(tokens, cache.index_select(1, slots), predicted, expected), predicted[..., 0]
+
+    def close_cache(self, state: State) -> State:
+        """Return what the caches of a frame leave."""
+        predicted = state["cache.linear_prediction.predicted"][:, self.frame_length].clone()
+        return self.predictor.close_cache(state) | {"linear_prediction.predicted": predicted}
+
+    def _features(self, tokens: Tensor, last: Tensor, predicted: Tensor, expected: Tensor) -> Tensor:
+        """Return what is told of predictions, given those of the tokens themselves."""
         error = tokens[..., None] - (self.vocabulary_size - 1) / 2 - last
         octaves = torch.linspace(1, 0, NUM_FREQUENCIES, dtype=torch.float64, device=predicted.device)
         angle = (predicted[..., None] * math.pi * (self.vocabulary_size / 2) ** -octaves).flatten(-2)
@@ -246,7 +275,7 @@ class LinearPrediction(nn.Module):
             *((error / 2).tanh(), (error / 16).tanh(), error.abs().log1p() / 3, (expected + 0.1).log2() / 3),
             *(difference.tanh(), (difference / 4).tanh(), (difference / 16).tanh()),
         ]
-        return torch.cat(features, dim=-1), predicted[..., 0], new
+        return torch.cat(features, dim=-1)
 
     def read(self, features: Float[Tensor, "batch time features"]) -> Float[Tensor, "batch time input_channels"]:
         """Return what is added to the tokens' embedding."""

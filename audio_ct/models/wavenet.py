@@ -10,9 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio_ct.models.convolution import GatedConvolution
-from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut
+from audio_ct.models.convolution import GatedConvolution, caches_to_queues, queues_to_caches
+from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
+
+
+# Samples between two copies of the queues when sampling without linear prediction.
+CACHE_LENGTH = 16
 
 
 class WaveNet(TokenModel):
@@ -42,6 +46,8 @@ class WaveNet(TokenModel):
         super().__init__()
         self.vocabulary_size = vocabulary_size
         self.segment_length = 1 if linear_prediction is None else linear_prediction.frame_length
+        self.cache_length = CACHE_LENGTH if linear_prediction is None else linear_prediction.frame_length
+        self.adapt_every = self.cache_length
         self.residual_channels = residual_channels
         self.embedding = nn.Embedding(vocabulary_size, residual_channels)
         self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
@@ -74,28 +80,16 @@ class WaveNet(TokenModel):
         }
         if self.linear_prediction is not None:
             state |= self.linear_prediction.initial_state(batch_size, device)
-            state["offset"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
 
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read a window of any length; with linear prediction, of whole frames (see the base class)."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole frames; see consume()"
         assert not is_cut(state), "forward reads from the start of a frame; see consume()"
-        return self._read(tokens, state, None)
-
-    def step(self, tokens: Int[Tensor, " batch"], state: State) -> tuple[Float[Tensor, "batch vocabulary"], State]:
-        """Read one sample: a window of one, since a layer needs no more than its queue (see the base class)."""
-        place = int(state["offset"][0]) if self.linear_prediction is not None else None
-        output = self._read(tokens[:, None], state, place)
-        if place is not None:
-            output.state["offset"] = (state["offset"] + 1) % self.segment_length
-        return output.logits[:, 0], output.state
-
-    def _read(self, tokens: Tensor, state: State, place: int | None) -> ModelOutput:
-        h = self.embedding(tokens)
+        h, predicted = self.embedding(tokens), None
         state = dict(state)
         if self.linear_prediction is not None:
-            features, predicted, state = self.linear_prediction.predict(tokens, state, place)
+            features, predicted, state = self.linear_prediction.predict(tokens, state)
             h = h + self.linear_prediction.read(features)
         skips = h.new_zeros(())
         for i, layer in enumerate(self.layers):
@@ -103,8 +97,44 @@ class WaveNet(TokenModel):
             h, skip, new_queue = layer(h, queue.to(h.dtype))
             skips = skips + skip
             state[f"queue.{i}"] = new_queue.detach().to(queue.dtype)
+        return ModelOutput(self._logits(skips, predicted), state)
+
+    def open_cache(self, state: State, offset: int) -> State:
+        """Return a state with caches of the queues (see the base class)."""
+        if offset:
+            return state
+        state = state | queues_to_caches(state, "queue.", self.cache_length)
+        lane = next(iter(state.values()))
+        state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
+        if self.linear_prediction is not None:
+            state |= self.linear_prediction.open_cache(state)
+        return state
+
+    def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:
+        """Read a few samples (see the base class)."""
+        taken = slots(state, tokens.shape[1])
+        h, predicted = self.embedding(tokens), None
+        if self.linear_prediction is not None:
+            features, predicted = self.linear_prediction.predict_cached(tokens, state, taken)
+            h = h + self.linear_prediction.read(features)
+        skips = h.new_zeros(())
+        for i, layer in enumerate(self.layers):
+            h, skip = layer.read(h, state[f"cache.queue.{i}"], taken)
+            skips = skips + skip
+        return self._logits(skips, predicted)
+
+    def close_cache(self, state: State, offset: int) -> State:
+        """Return a state whose queues have moved on (see the base class)."""
+        if offset < self.cache_length:
+            return state
+        state = state | caches_to_queues(state, "queue.", self.cache_length)
+        if self.linear_prediction is not None:
+            state |= self.linear_prediction.close_cache(state)
+        return without_caches(state)
+
+    def _logits(self, skips: Tensor, predicted: Tensor | None) -> Tensor:
         hidden = F.relu(self.hidden(F.relu(skips)))
         logits = self.readout(hidden)
-        if self.linear_prediction is not None:
+        if self.linear_prediction is not None and predicted is not None:
             logits = logits + self.linear_prediction.logits(hidden, predicted)
-        return ModelOutput(logits, state)
+        return logits

@@ -13,6 +13,7 @@ from audio_ct.models.compression import ConvolutionCompression, attention_recons
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.memory import context_positions
+from audio_ct.models.interface import READ_AHEAD
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
 
 SEGMENT = 4
@@ -37,9 +38,9 @@ def build(**changes: Any) -> CompressiveTransformer:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.5)
     angular = frequencies(model.layers[0].attention.num_sinusoids)
-    segment = torch.arange(SEGMENT, dtype=torch.float64)
+    segment = torch.arange(SEGMENT + READ_AHEAD, dtype=torch.float64)
     past = past_positions(arguments)
-    model.key_sinusoids = key_sinusoids(torch.cat([past, segment]), angular)
+    model.key_sinusoids = key_sinusoids(torch.cat([past, segment]), angular).T
     model.query_rotation = query_rotation(segment, angular)
     return model
 

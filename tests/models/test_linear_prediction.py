@@ -9,6 +9,7 @@ from torch import Tensor
 
 from audio_ct.audio import mu_law
 from audio_ct.errors import InputError
+from audio_ct.models.interface import without_caches
 from audio_ct.models.linear_prediction import (
     ABSOLUTE_RIDGE,
     RELATIVE_RIDGE,
@@ -145,8 +146,12 @@ def test_steps_are_windows_and_windows_may_be_cut_between_frames() -> None:
     first, _, state = model(tokens[:, : 3 * EVERY], state)
     rest = []
     for t in range(3 * EVERY, tokens.shape[1]):
-        predicted, _, state = model.step(tokens[:, t], state, t % EVERY)
+        if t % EVERY == 0:
+            state |= model.open_cache(state)
+        predicted, _ = model.predict_cached(tokens[:, t : t + 1], state, torch.tensor([t % EVERY]))
         rest.append(predicted)
+        if (t + 1) % EVERY == 0:
+            state = without_caches(state | model.close_cache(state))
     torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole[0], atol=1e-9, rtol=0)
     assert state.keys() == whole[2].keys()
     for name in state:
