@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,7 +28,14 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")]
+WeightsOption = Annotated[
+    Literal["float32", "bfloat16", "int8"], typer.Option("--weights", help="Round the model's weights to this type.")
+]
 StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
+
+
+# Compiling takes some 15 to 40 seconds, once for each shape of model, as much as it saves in a second or two of audio.
+COMPILED_FROM_SECONDS = 2.0
 
 
 def main() -> None:
@@ -187,17 +194,30 @@ def sample(
     prompt: Annotated[Path | None, typer.Option(help="A recording to continue.")] = None,
     prompt_seconds: Annotated[float | None, typer.Option(help="Only the prompt's beginning, so long.")] = None,
     audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg, mp3, ...")] = "wav",
+    compiled: Annotated[
+        bool | None,
+        typer.Option(help="Compile the step first; by default from 2 seconds of audio on.", show_default=False),
+    ] = None,
+    weights: WeightsOption = "float32",
+    memory: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Type of what is kept of the past.")
+    ] = "float32",
     overwrite: Overwrite = False,
 ) -> None:
-    """Make audio files from a checkpoint; the same seed gives the same bytes (but for Ogg's serial number)."""
+    """Make audio files from a checkpoint; one seed and the same options give the same bytes (Ogg: but for a number)."""
     from audio_ct.pretrained import choose_device, load
-    from audio_ct.sampling.filters import check_filters
+    from audio_ct.sampling.compiled import can_compile
+    from audio_ct.sampling.engine import EngineOptions
+    from audio_ct.sampling.filters import Filters
     from audio_ct.sampling.prompt import read_prompt
     from audio_ct.sampling.writing import write_samples
 
     _check_seconds(seconds)
-    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
+    filters = Filters(temperature=temperature, top_k=top_k, top_p=top_p)
     device = choose_device()
+    if compiled is None:
+        compiled = seconds >= COMPILED_FROM_SECONDS and can_compile(device)
+    options = EngineOptions(compiled=compiled, weights=weights, memory=memory)
     model = load(checkpoint, device)
     tokens = (
         None if prompt is None else read_prompt(prompt, model.sample_rate_hz, model.bits, max_seconds=prompt_seconds)
@@ -214,9 +234,8 @@ def sample(
             seconds=seconds,
             seed=seed,
             prompt=tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            filters=filters,
+            options=options,
             device=device,
             audio_format=audio_format,
             about={

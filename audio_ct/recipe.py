@@ -201,6 +201,8 @@ class SamplingRecipe(Section):
     num_samples: Positive = 1
     seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    compiled: bool = False
+    """Compile the step, which pays from about a second of audio on; see `audio_ct.sampling.engine`."""
 
 
 class TrackingRecipe(Section):

@@ -18,6 +18,7 @@ from audio_ct.audio.mu_law import decode
 from audio_ct.evaluation.waveform_statistics import log_spectral_distance_db
 from audio_ct.pretrained import load
 from audio_ct.sampling.engine import generate
+from audio_ct.sampling.filters import Filters
 from audio_ct.tokens.clip import open_corpus
 
 
@@ -46,7 +47,7 @@ def main() -> None:
         start_token=model.start_token,
         seed=arguments.seed,
         prompt=clip[:num_prompt],
-        temperature=arguments.temperature,
+        filters=Filters(temperature=arguments.temperature),
     )
     continuation = decode(torch.cat(list(blocks), dim=1)[0], store.bits).numpy()
     real = decode(clip, store.bits).numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from audio_ct.evaluation.waveform_statistics import average, statistics
 from audio_ct.pretrained import choose_device, load
+from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import write_samples
 
 
@@ -33,7 +34,7 @@ def main() -> None:
             num_waveforms=arguments.num,
             seconds=arguments.seconds,
             seed=0,
-            temperature=temperature,
+            filters=Filters(temperature=temperature),
             device=device,
             about={"recipe": model.recipe.name},
         )

@@ -69,8 +69,7 @@ class RelativeAttention(nn.Module):
         Keys lie transposed and without positions, which are the same for all heads: fewer bytes to read per sample.
         """
         k_BHSD, v_BHSD = (self._heads(part) for part in self.key_value(past).chunk(2, dim=-1))
-        keys_BHDS = F.pad(k_BHSD.transpose(-1, -2), (0, num_samples)).contiguous()
-        return keys_BHDS.to(past.dtype), F.pad(v_BHSD, (0, 0, 0, num_samples)).to(past.dtype)
+        return F.pad(k_BHSD.transpose(-1, -2), (0, num_samples)).contiguous(), F.pad(v_BHSD, (0, 0, 0, num_samples))
 
     def read(
         self,

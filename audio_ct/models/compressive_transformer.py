@@ -197,7 +197,9 @@ class CompressiveTransformer(TokenModel):
             state |= queues_to_caches(state, "short.", self.segment_length)
             for i, layer in enumerate(self.layers):
                 past = self._past(i, state)
-                state[f"cache.keys.{i}"], state[f"cache.values.{i}"] = layer.attention.cache(past, room)
+                state[f"cache.keys.{i}"], state[f"cache.values.{i}"] = (
+                    each.to(past.dtype) for each in layer.attention.cache(past.to(self.embedding.weight.dtype), room)
+                )
                 state[f"cache.inputs.{i}"] = past.new_zeros(past.shape[0], room, self.d_model)
             lane = state["memory.0"]
             state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
@@ -281,7 +283,7 @@ class CompressiveTransformer(TokenModel):
         compression = self.layers[i].compression
         if compression is None:
             return memories, old_mem, None
-        compressed = compression(old_mem)
+        compressed = compression(old_mem.to(self.embedding.weight.dtype))
         compressed_memory = state[f"compressed_memory.{i}"]
         memories[f"compressed_memory.{i}"], _ = push(compressed_memory, compressed.detach().to(memory.dtype))
         return memories, old_mem, compressed

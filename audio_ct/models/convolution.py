@@ -92,7 +92,10 @@ class GatedConvolution(nn.Module):
         return *self._gate(x, delayed), queue
 
     def read(
-        self, x: Float[Tensor, "batch time channels"], cache: Float[Tensor, "batch slots channels"], slots: Int[Tensor, " time"]
+        self,
+        x: Float[Tensor, "batch time channels"],
+        cache: Float[Tensor, "batch slots channels"],
+        slots: Int[Tensor, " time"],
     ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time skip"]]:
         """Return (output, skip) of samples in these slots of the cache, which is written to."""
         return self._gate(x, cached_taps(x, cache, slots, queue_length=self.queue_length, width=self.width))
@@ -140,7 +143,6 @@ class ConvolutionalFront(nn.Module):
             queues[f"front.{i}"] = new_queue.detach().to(queue.dtype)
         return h, skips, queues
 
-
     def read(
         self, h: Float[Tensor, "batch time channels"], state: State, slots: Int[Tensor, " time"]
     ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time channels"]]:
@@ -174,7 +176,10 @@ class ShortConvolution(nn.Module):
         return self._add(x, delayed), queue
 
     def read(
-        self, x: Float[Tensor, "batch time channels"], cache: Float[Tensor, "batch slots channels"], slots: Int[Tensor, " time"]
+        self,
+        x: Float[Tensor, "batch time channels"],
+        cache: Float[Tensor, "batch slots channels"],
+        slots: Int[Tensor, " time"],
     ) -> Float[Tensor, "batch time channels"]:
         """Return the output of samples in these slots of the cache, which is written to."""
         return self._add(x, cached_taps(x, cache, slots, queue_length=self.queue_length, width=self.width))

@@ -14,7 +14,6 @@ from audio_ct.models.convolution import GatedConvolution, caches_to_queues, queu
 from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 
-
 # Samples between two copies of the queues when sampling without linear prediction.
 CACHE_LENGTH = 16
 

@@ -1,19 +1,169 @@
-"""Ancestral sampling by the cached step: a batch of independent waveforms, handed out as they are made."""
+"""Ancestral sampling by cached steps: a batch of independent waveforms, handed out as they are made.
 
-from collections.abc import Iterator
+A step reads the last token of every waveform and draws the next one, all on the device and in tensors that stay where
+they are: on a GPU it is captured once as a CUDA graph and replayed. Between steps the model folds caches into its state
+and opens new ones (`TokenModel`), which are copied to where the step looks for them.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from audio_ct.models.interface import TokenModel, consume
-from audio_ct.sampling.filters import check_filters, draw, filtered_probabilities
+from audio_ct.models.interface import State, TokenModel, consume, place
+from audio_ct.sampling.compiled import capture_on_gpu, compile_for_cpu
+from audio_ct.sampling.filters import NO_FILTERS, Filters, draw, filtered_probabilities
+from audio_ct.sampling.weights import Weights, with_weights
 
 BLOCK_SAMPLES = 2048
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class EngineOptions:
+    """How steps are computed. Each option rounds in its own way, so that a seed gives other samples.
+
+    Attributes:
+        compiled: compile the step; on a GPU it is captured as well.
+        weights: see `with_weights`.
+        memory: type of what the state keeps of the past, keys and values included.
+    """
+
+    compiled: bool = False
+    weights: Weights = "float32"
+    memory: Literal["float32", "bfloat16"] = "float32"
+
+
+PLAIN = EngineOptions()
+
+
+class Sampler:
+    """A model ready to make so many waveforms side by side, as often as asked.
+
+    Args:
+        model: any model; a copy of it is used.
+        num_waveforms: how many are made side by side.
+        filters: what is done to predictions; nothing by default, which is what the likelihood speaks of.
+        options: how steps are computed.
+        device: where.
+    """
+
+    def __init__(
+        self,
+        model: TokenModel,
+        *,
+        num_waveforms: int,
+        filters: Filters = NO_FILTERS,
+        options: EngineOptions = PLAIN,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._device = torch.device(device)
+        self._num_waveforms = num_waveforms
+        self._options = options
+        self._model = with_weights(model, options.weights).to(self._device)
+        self._step = _Step(self._model, filters)
+        self._run: Callable[[], object] | None = None
+        # What the step reads and writes, at the same addresses from the first to the last.
+        whole: Any = {"dtype": torch.int64, "device": self._device}
+        self._tokens = torch.zeros(num_waveforms, **whole)
+        self._cursor = torch.zeros(1, **whole)
+        self._uniforms = torch.zeros(BLOCK_SAMPLES, num_waveforms, device=self._device)
+        self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **whole)
+        self._caches: State = {}
+
+    @torch.no_grad()
+    def generate(
+        self, *, num_samples: int, start_token: int, seed: int, prompt: Int[Tensor, " time"] | None = None
+    ) -> Iterator[Int[Tensor, "num_waveforms time"]]:
+        """Yield blocks of new tokens [num_waveforms, up to 2048], without the prompt.
+
+        Waveform i draws from its own generator, seeded with seed + i.
+
+        Args:
+            num_samples: new samples of each waveform.
+            start_token: what the model reads first, the code of silence.
+            seed: of the first waveform.
+            prompt: tokens to continue, the same for every waveform.
+        """
+        model, num_waveforms = self._model, self._num_waveforms
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(num_waveforms)]
+        past = torch.full((num_waveforms, 1), start_token, dtype=torch.int64)
+        if prompt is not None:
+            past = torch.cat([past, prompt.long().expand(num_waveforms, -1)], dim=1)
+        state = model.initial_state(num_waveforms, self._device, getattr(torch, self._options.memory))
+        if past.shape[1] > 1:
+            _, state = consume(model, past[:, :-1].to(self._device), state)
+        self._tokens.copy_(past[:, -1])
+        offset = place(state)
+        for begin in range(0, num_samples, BLOCK_SAMPLES):
+            length = min(BLOCK_SAMPLES, num_samples - begin)
+            drawn = [torch.rand(length, generator=generator) for generator in generators]
+            self._uniforms[:length] = torch.stack(drawn, dim=1).to(self._device)
+            self._cursor.zero_()
+            with _one_thread():
+                for _ in range(length):
+                    if offset % model.adapt_every == 0 or not self._caches:
+                        state = self._at_fixed_addresses(model.open_cache(state, offset))
+                    if self._run is None:
+                        self._run = self._prepared()
+                    self._run()
+                    offset += 1
+                    if offset % model.adapt_every == 0:
+                        state = model.close_cache(state, offset)
+                        offset %= model.cache_length
+            yield self._block[:, :length].cpu().clone()
+
+    def _at_fixed_addresses(self, state: State) -> State:
+        """Return the state with caches that a step can read, at the addresses of those of the first step."""
+        for name, tensor in state.items():
+            if name.startswith("cache.") and self._caches.setdefault(name, tensor) is not tensor:
+                self._caches[name].copy_(tensor)
+                state[name] = self._caches[name]
+        return state
+
+    def _prepared(self) -> Callable[[], object]:
+        """Return a function that takes one step: compiled, if asked to, and what trying it has changed taken back."""
+        arguments = (self._tokens, self._cursor, self._uniforms, self._block, self._caches)
+        if not self._options.compiled:
+            return partial(self._step, *arguments)
+        moved = [self._tokens, self._cursor, self._caches["cache.place"]]
+        before = [tensor.clone() for tensor in moved]
+        prepare = capture_on_gpu if self._device.type == "cuda" else compile_for_cpu
+        run = prepare(self._step, arguments)
+        for tensor, value in zip(moved, before, strict=True):
+            tensor.copy_(value)
+        return run
+
+
+class _Step(nn.Module):
+    """Reads a token of every waveform and draws the next one, in place."""
+
+    def __init__(self, model: TokenModel, filters: Filters) -> None:
+        super().__init__()
+        self.model = model
+        self._filters = filters
+
+    def forward(self, tokens: Tensor, cursor: Tensor, uniforms: Tensor, block: Tensor, caches: State) -> None:
+        """Replace tokens by the next ones, drawn with the uniform numbers at the cursor, and put them into the block.
+
+        Args:
+            tokens: the last of each waveform [num_waveforms].
+            cursor: place in the block [1]; moved on.
+            uniforms: in [0, 1), [BLOCK_SAMPLES, num_waveforms].
+            block: what was drawn [num_waveforms, BLOCK_SAMPLES].
+            caches: of the model.
+        """
+        logits = self.model.read(tokens[:, None], caches)[:, 0]
+        uniform = uniforms.index_select(0, cursor)[0]
+        tokens.copy_(draw(filtered_probabilities(logits, self._filters), uniform))
+        block.index_copy_(1, cursor, tokens[:, None])
+        cursor += 1
+
+
 def generate(
     model: TokenModel,
     *,
@@ -22,48 +172,13 @@ def generate(
     start_token: int,
     seed: int,
     prompt: Int[Tensor, " time"] | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    filters: Filters = NO_FILTERS,
+    options: EngineOptions = PLAIN,
     device: torch.device | str = "cpu",
 ) -> Iterator[Int[Tensor, "num_waveforms time"]]:
-    """Yield blocks of new tokens [num_waveforms, up to 2048], without the prompt.
-
-    Waveform i draws from its own generator, seeded with seed + i, so it depends on neither the batch's size nor the
-    block's. Ancestral sampling (no filter) is the default: it is what the likelihood speaks of.
-
-    Args:
-        model: any model; left in evaluation mode.
-        num_waveforms: how many are made side by side.
-        num_samples: new samples of each.
-        start_token: what the model reads first, the code of silence.
-        seed: of the first waveform.
-        prompt: tokens to continue, the same for every waveform.
-        temperature: see `filtered_probabilities`.
-        top_k: see `filtered_probabilities`.
-        top_p: see `filtered_probabilities`.
-        device: where the model is.
-
-    Raises:
-        InputError: for a filter's value out of range.
-    """
-    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
-    model.eval()
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_waveforms)]
-    start = torch.full((num_waveforms, 1), start_token, dtype=torch.int64)
-    past = start if prompt is None else torch.cat([start, prompt.long().expand(num_waveforms, -1)], dim=1)
-    logits, state = consume(model, past.to(device), model.initial_state(num_waveforms, device))
-    for begin in range(0, num_samples, BLOCK_SAMPLES):
-        length = min(BLOCK_SAMPLES, num_samples - begin)
-        uniforms = torch.stack([torch.rand(length, generator=generator) for generator in generators], dim=1).to(device)
-        block = torch.empty(num_waveforms, length, dtype=torch.int64, device=device)
-        with _one_thread():
-            for t in range(length):
-                probabilities = filtered_probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-                block[:, t] = draw(probabilities, uniforms[t])
-                if begin + t + 1 < num_samples:
-                    logits, state = model.step(block[:, t], state)
-        yield block.cpu()
+    """Yield blocks of new tokens, once; see `Sampler` and its `generate`."""
+    sampler = Sampler(model, num_waveforms=num_waveforms, filters=filters, options=options, device=device)
+    return sampler.generate(num_samples=num_samples, start_token=start_token, seed=seed, prompt=prompt)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What may be changed about a prediction before a token is drawn; by default nothing is."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,47 +9,60 @@ from torch import Tensor
 from audio_ct.errors import InputError
 
 
-def check_filters(*, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise InputError for a value that no filter knows."""
-    if not 0 <= temperature <= 100:
-        raise InputError(f"temperature={temperature} must be between 0 (the likeliest token) and 100; 1 is unchanged.")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top-k={top_k} must be at least 1; leave it out to keep every token.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top-p={top_p} must be above 0 and at most 1; leave it out to keep every token.")
+@dataclass(frozen=True)
+class Filters:
+    """What is done to every prediction, in this order.
 
-
-def filtered_probabilities(
-    logits: Float[Tensor, "batch vocabulary"],
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Float[Tensor, "batch vocabulary"]:
-    """Return the probabilities to draw from, in float32.
-
-    Args:
-        logits: [batch, vocabulary]
+    Attributes:
         temperature: divides the logits; 0 puts everything on the likeliest token.
         top_k: keep the k likeliest tokens; more than there are keeps all.
         top_p: keep the fewest likeliest tokens whose probabilities reach p together (nucleus sampling).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what filters nothing or everything.
+
+        Raises:
+            InputError: naming the value and the rule.
+        """
+        if not 0 <= self.temperature <= 100:
+            raise InputError(
+                f"temperature={self.temperature} must be between 0 (the likeliest token) and 100; 1 is unchanged."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top-k={self.top_k} must be at least 1; leave it out to keep every token.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top-p={self.top_p} must be above 0 and at most 1; leave it out to keep every token.")
+
+
+NO_FILTERS = Filters()
+
+
+def filtered_probabilities(
+    logits: Float[Tensor, "*batch vocabulary"], filters: Filters = NO_FILTERS
+) -> Float[Tensor, "*batch vocabulary"]:
+    """Return the probabilities to draw from, in float32.
 
     Source: top-p is Holtzman et al. 2019, 1904.09751: the token that crosses p is kept, so one always is.
     """
     logits = logits.float()
-    if temperature == 0:
+    if filters.temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
     # Seen from the likeliest token no logit overflows, however small the temperature.
-    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
-    if top_k is not None and top_k < probabilities.shape[-1]:
-        kept = probabilities.topk(top_k, dim=-1)
+    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature, dim=-1)
+    if filters.top_k is not None and filters.top_k < probabilities.shape[-1]:
+        kept = probabilities.topk(filters.top_k, dim=-1)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, kept.indices, kept.values)
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-    if top_p is not None and top_p < 1:
+    if filters.top_p is not None and filters.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < top_p))
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < filters.top_p))
     return probabilities
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from audio_ct.evaluation.spectrogram import save_spectrogram
 from audio_ct.evaluation.waveform_statistics import check
 from audio_ct.models.interface import TokenModel
 from audio_ct.provenance import commit
-from audio_ct.sampling.engine import generate
-from audio_ct.sampling.filters import check_filters
+from audio_ct.sampling.engine import PLAIN, EngineOptions, generate
+from audio_ct.sampling.filters import NO_FILTERS, Filters
 
 MAX_SECONDS = 36_000
 
@@ -54,9 +54,8 @@ def write_samples(
     seconds: float,
     seed: int,
     prompt: Int[Tensor, " time"] | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    filters: Filters = NO_FILTERS,
+    options: EngineOptions = PLAIN,
     device: torch.device | str = "cpu",
     audio_format: str = "wav",
     about: dict[str, Any] | None = None,
@@ -79,9 +78,8 @@ def write_samples(
         seconds: length of each, without the prompt.
         seed: of the first waveform; the next ones take the following numbers.
         prompt: tokens to continue.
-        temperature: see `sampling.filters`.
-        top_k: see `sampling.filters`.
-        top_p: see `sampling.filters`.
+        filters: what is done to predictions before a token is drawn.
+        options: how steps are computed.
         device: where the model is.
         audio_format: suffix of a format that libsndfile writes.
         about: goes into the sidecars: checkpoint, recipe and the like.
@@ -90,7 +88,7 @@ def write_samples(
         on_progress: called with the number of samples made of each waveform.
 
     Raises:
-        InputError: for a length, number or filter out of range, an unknown format, an existing file, or a folder
+        InputError: for a length or number out of range, an unknown format, an existing file, or a folder
             that cannot be made.
     """
     if not 0 < seconds <= MAX_SECONDS or round(seconds * sample_rate_hz) == 0:
@@ -99,7 +97,6 @@ def write_samples(
         raise InputError(f"num={num_waveforms} must be from 1 to 4096; ask for more in several runs.")
     if not audio_format.isalnum():
         raise InputError(f"format={audio_format!r} must be a suffix without its dot; use wav, flac or ogg.")
-    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
     num_samples = round(seconds * sample_rate_hz)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +106,6 @@ def write_samples(
     for path in (file for audio in paths for file in (audio, audio.with_suffix(".json"))):
         if path.exists() and not overwrite:
             raise InputError(f"{str(path)!r} exists already; choose another name or ask to overwrite.")
-    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     blocks = generate(
         model,
         num_waveforms=num_waveforms,
@@ -117,8 +113,9 @@ def write_samples(
         start_token=silence_token(bits),
         seed=seed,
         prompt=prompt,
+        filters=filters,
+        options=options,
         device=device,
-        **filters,  # type: ignore[arg-type]
     )
     made: list[list[np.ndarray]] = [[] for _ in paths]
     with ExitStack() as files:
@@ -147,7 +144,8 @@ def write_samples(
             "seconds": num_samples / sample_rate_hz,
             "prompt_samples": 0 if prompt is None else len(prompt),
             "sample_rate_hz": sample_rate_hz,
-            **filters,
+            **asdict(filters),
+            "engine": asdict(options),
             "warnings": sample.warnings,
             "commit": commit(),
             "version": __version__,

@@ -29,6 +29,8 @@ from audio_ct.models.interface import State, TokenModel, num_parameters, select_
 from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.sampling.engine import EngineOptions
+from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import write_samples
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
@@ -394,7 +396,8 @@ def _sample(run: _Run) -> None:
         bits=run.store.bits,
         num_waveforms=sampling.num_samples,
         seconds=sampling.seconds,
-        temperature=sampling.temperature,
+        filters=Filters(temperature=sampling.temperature),
+        options=EngineOptions(compiled=sampling.compiled),
         seed=run.recipe.seed,
         device=run.device,
         about={"recipe": run.recipe.name, "step": run.step},

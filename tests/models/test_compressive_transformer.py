@@ -11,9 +11,9 @@ from audio_ct.errors import InputError
 from audio_ct.models.attention import RelativeAttention, attend_by_content
 from audio_ct.models.compression import ConvolutionCompression, attention_reconstruction_loss
 from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import READ_AHEAD
 from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.memory import context_positions
-from audio_ct.models.interface import READ_AHEAD
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
 
 SEGMENT = 4

@@ -211,7 +211,9 @@ def test_a_prompt_of_any_length_is_consumed_and_gone_on_from(model: TokenModel, 
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3])
-def test_a_few_samples_read_at_once_are_as_many_steps_and_can_be_taken_back(model: TokenModel, num_samples: int) -> None:
+def test_a_few_samples_read_at_once_are_as_many_steps_and_can_be_taken_back(
+    model: TokenModel, num_samples: int
+) -> None:
     stream, wrong = tokens(), tokens(seed=5)
     with torch.no_grad():
         whole = model(stream, start(model))

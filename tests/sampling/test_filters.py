@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audio_ct.errors import InputError
-from audio_ct.sampling.filters import check_filters, draw, filtered_probabilities
+from audio_ct.sampling.filters import Filters, draw, filtered_probabilities
 
 PROBABILITIES = [0.05, 0.4, 0.15, 0.3, 0.1]
 
@@ -42,7 +42,7 @@ def test_by_default_nothing_is_changed() -> None:
     ],
 )
 def test_top_p_keeps_the_likeliest_and_the_token_that_crosses(top_p: float, tokens: list[int]) -> None:
-    probabilities = filtered_probabilities(logits(), top_p=top_p)
+    probabilities = filtered_probabilities(logits(), Filters(top_p=top_p))
     assert kept(probabilities) == [tokens]
     ratio = probabilities[0, tokens] / torch.tensor(PROBABILITIES)[tokens]
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
@@ -50,30 +50,30 @@ def test_top_p_keeps_the_likeliest_and_the_token_that_crosses(top_p: float, toke
 
 @pytest.mark.parametrize(("top_k", "tokens"), [(1, [1]), (2, [1, 3]), (4, [1, 2, 3, 4]), (5, [0, 1, 2, 3, 4])])
 def test_top_k_keeps_the_k_likeliest(top_k: int, tokens: list[int]) -> None:
-    assert kept(filtered_probabilities(logits(), top_k=top_k)) == [tokens]
-    assert kept(filtered_probabilities(logits(), top_k=99)) == [[0, 1, 2, 3, 4]]
+    assert kept(filtered_probabilities(logits(), Filters(top_k=top_k))) == [tokens]
+    assert kept(filtered_probabilities(logits(), Filters(top_k=99))) == [[0, 1, 2, 3, 4]]
 
 
 def test_top_p_counts_among_what_top_k_left() -> None:
     # After top-k 3 the probabilities are .4, .3, .15 of .85: the first two reach .8 together, .7 would not without it.
-    assert kept(filtered_probabilities(logits(), top_k=3, top_p=0.8)) == [[1, 3]]
-    assert kept(filtered_probabilities(logits(), top_p=0.8)) == [[1, 2, 3]]
+    assert kept(filtered_probabilities(logits(), Filters(top_k=3, top_p=0.8))) == [[1, 3]]
+    assert kept(filtered_probabilities(logits(), Filters(top_p=0.8))) == [[1, 2, 3]]
 
 
 def test_rows_are_filtered_by_themselves() -> None:
     rows = logits(PROBABILITIES, PROBABILITIES[::-1])
-    assert kept(filtered_probabilities(rows, top_k=2)) == [[1, 3], [1, 3]]
-    assert kept(filtered_probabilities(rows, top_p=0.39)) == [[1], [3]]
+    assert kept(filtered_probabilities(rows, Filters(top_k=2))) == [[1, 3], [1, 3]]
+    assert kept(filtered_probabilities(rows, Filters(top_p=0.39))) == [[1], [3]]
 
 
 def test_temperature_sharpens_flattens_and_at_0_takes_the_likeliest() -> None:
-    sharp, flat = (filtered_probabilities(logits(), temperature=value) for value in (0.5, 2.0))
+    sharp, flat = (filtered_probabilities(logits(), Filters(temperature=value)) for value in (0.5, 2.0))
     squares = torch.tensor([PROBABILITIES]).square()
     torch.testing.assert_close(sharp, squares / squares.sum())
     roots = torch.tensor([PROBABILITIES]).sqrt()
     torch.testing.assert_close(flat, roots / roots.sum())
     for temperature in (0.0, 1e-3, 1e-30, 1e-38):
-        probabilities = filtered_probabilities(logits() * 30, temperature=temperature)
+        probabilities = filtered_probabilities(logits() * 30, Filters(temperature=temperature))
         assert probabilities.tolist() == [[0, 1, 0, 0, 0]], temperature
 
 
@@ -91,14 +91,14 @@ def test_temperature_sharpens_flattens_and_at_0_takes_the_likeliest() -> None:
 )
 def test_values_out_of_range_are_named(values: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_filters(**{"temperature": 1.0, "top_k": None, "top_p": None} | values)  # type: ignore[arg-type]
+        Filters(**values)  # type: ignore[arg-type]
 
 
 def test_draws_follow_the_probabilities() -> None:
     num_draws = 20_000
     uniform = torch.rand(num_draws, generator=torch.Generator().manual_seed(0))
     for filters in ({}, {"top_k": 3}, {"top_p": 0.69}, {"temperature": 3.0}):
-        probabilities = filtered_probabilities(logits(), **filters)  # type: ignore[arg-type]
+        probabilities = filtered_probabilities(logits(), Filters(**filters))  # type: ignore[arg-type]
         tokens = draw(probabilities.expand(num_draws, -1), uniform)
         counts = np.bincount(tokens.numpy(), minlength=5)
         expected = (probabilities / probabilities.sum())[0].double().numpy() * num_draws
