@@ -279,7 +279,7 @@ class LinearPrediction(nn.Module):
 
     def read(self, features: Float[Tensor, "batch time features"]) -> Float[Tensor, "batch time input_channels"]:
         """Return what is added to the tokens' embedding."""
-        return self.input(features.to(self.input.weight.dtype))
+        return self.input(features.to(self.input.bias.dtype))
 
     def logits(
         self, hidden: Float[Tensor, "batch time output_channels"], predicted: Float[Tensor, "batch time"]

@@ -21,6 +21,8 @@ from audio_ct.sampling.filters import NO_FILTERS, Filters, draw, filtered_probab
 from audio_ct.sampling.weights import Weights, with_weights
 
 BLOCK_SAMPLES = 2048
+# For fewer waveforms a step's matrices are so small that CPU threads cost more in meeting than they save.
+THREADS_FROM_WAVEFORMS = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Sampler:
             drawn = [torch.rand(length, generator=generator) for generator in generators]
             self._uniforms[:length] = torch.stack(drawn, dim=1).to(self._device)
             self._cursor.zero_()
-            with _one_thread():
+            with _threads(torch.get_num_threads() if num_waveforms >= THREADS_FROM_WAVEFORMS else 1):
                 for _ in range(length):
                     if offset % model.adapt_every == 0 or not self._caches:
                         state = self._at_fixed_addresses(model.open_cache(state, offset))
@@ -182,11 +184,10 @@ def generate(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one CPU thread: a step's matrices are so small that threads cost more in meeting than they save."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
     try:
         yield
     finally:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(before)

@@ -57,26 +57,28 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         scale = linear.weight.detach().abs().amax(dim=1).clamp_min(1e-12) / 127
-        self.register_buffer("int8", (linear.weight.detach() / scale[:, None]).round().to(torch.int8))
+        int8 = (linear.weight.detach() / scale[:, None]).round().to(torch.int8)
+        # The CPU's kernel reads past the end of other sizes, and wants a scale in bfloat16, which would round it.
+        self._padding = -linear.in_features % 32
+        self.register_buffer("int8", F.pad(int8, (0, self._padding, 0, -linear.out_features % 32)))
+        self.register_buffer("ones", torch.ones(len(self.int8), dtype=torch.bfloat16))
         self.register_buffer("scale", scale)
-        # The CPU's kernel wants a scale in bfloat16, which would round it.
-        self.register_buffer("unscaled", torch.ones_like(scale, dtype=torch.bfloat16))
         self.bias = linear.bias
         self.int8: Tensor
+        self.ones: Tensor
         self.scale: Tensor
-        self.unscaled: Tensor
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Float[Tensor, "outputs inputs"]:
         """The weights that these 8 bits stand for."""
-        return self.int8 * self.scale[:, None]
+        return self.int8[: len(self.scale), : self.int8.shape[1] - self._padding] * self.scale[:, None]
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Return x W + b, products summed in float32 on a CPU, whose kernel takes x in bfloat16."""
+        """Return x W + b; on a CPU x and W x are rounded to bfloat16."""
         if x.is_cuda:
-            y = F.linear(x, self.int8.to(x.dtype))
+            y = F.linear(F.pad(x, (0, self._padding)), self.int8.to(x.dtype))
         else:
-            rows = x.flatten(0, -2).bfloat16()
-            y = torch._weight_int8pack_mm(rows, self.int8, self.unscaled).to(x.dtype).unflatten(0, x.shape[:-1])
-        y = y * self.scale
+            rows = F.pad(x.flatten(0, -2).bfloat16(), (0, self._padding))
+            y = torch._weight_int8pack_mm(rows, self.int8, self.ones).to(x.dtype).unflatten(0, x.shape[:-1])
+        y = y[..., : len(self.scale)] * self.scale
         return y if self.bias is None else y + self.bias

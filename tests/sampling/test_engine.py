@@ -1,15 +1,19 @@
 """Sampling is the model's own distribution, step by step, and a waveform depends on its seed alone."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from audio_ct.errors import InputError
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import TokenModel
 from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.wavenet import WaveNet
 from audio_ct.sampling import engine
-from audio_ct.sampling.engine import generate
+from audio_ct.sampling.engine import EngineOptions, Sampler, generate
 from audio_ct.sampling.filters import Filters, draw
 
 VOCABULARY, SILENCE = 16, 8
@@ -105,3 +109,48 @@ def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
 def test_filters_reach_the_draw(model: TokenModel) -> None:
     assert torch.equal(made(model, filters=Filters(top_k=1)), made(model, filters=Filters(temperature=0.0)))
     assert torch.equal(made(model, filters=Filters(top_p=1e-6)), made(model, filters=Filters(temperature=0.0)))
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "audio-ct/steps"
+
+
+@pytest.mark.parametrize("prompt", [None, [5] * 11])
+def test_a_compiled_step_makes_the_same_samples(
+    model: TokenModel, prompt: list[int] | None, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The state is opened and closed within blocks and across them, and the prompt ends within a segment.
+    monkeypatch.setattr(engine, "BLOCK_SAMPLES", 16)
+    given = None if prompt is None else torch.tensor(prompt)
+    sampler = Sampler(model, num_waveforms=2, options=EngineOptions(compiled=True))
+    for seed in (0, 3):
+        blocks = sampler.generate(num_samples=41, start_token=SILENCE, seed=seed, prompt=given)
+        expected = made(model, num_samples=41, seed=seed, prompt=given)
+        assert torch.equal(torch.cat(list(blocks), dim=1), expected)
+
+
+def test_a_compiled_step_is_kept_without_its_weights(model: TokenModel, cache_folder: Path) -> None:
+    made(model, options=EngineOptions(compiled=True))
+    kept = {path: path.stat().st_mtime_ns for path in cache_folder.iterdir()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
+    assert {path: path.stat().st_mtime_ns for path in cache_folder.iterdir()} == kept
+
+
+def test_rounded_memory_and_weights_make_other_samples_of_the_same_kind(model: TokenModel) -> None:
+    for options in (EngineOptions(memory="bfloat16"), EngineOptions(weights="int8"), EngineOptions(weights="bfloat16")):
+        # 100 waveforms: those that rounding sends another way are few in their first samples.
+        got, expected = (made(model, num_waveforms=100, num_samples=5, **each) for each in ({"options": options}, {}))
+        assert (got == expected).all(dim=1).float().mean() > 0.8
+
+
+def test_without_a_compiler_the_remedy_is_named(model: TokenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audio_ct.sampling.compiled.can_compile", lambda device: False)
+    with pytest.raises(InputError, match="sample uncompiled"):
+        made(model, options=EngineOptions(compiled=True))
