@@ -44,10 +44,10 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 install_import_hook("audio_ct.models", f"{__name__}.{checked.__name__}")
 
 # Before anything imports librosa: two workers that compile its functions into one cache at once leave it such that
-# every later process dies of a segmentation fault.
-os.environ["NUMBA_CACHE_DIR"] = str(
-    Path(__file__).parent.parent / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-)
+# every later process dies of a segmentation fault. Compiled models are kept apart as well.
+_CACHES = Path(__file__).parent.parent / ".pytest_cache" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+os.environ["NUMBA_CACHE_DIR"] = str(_CACHES / "numba")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_CACHES / "inductor")
 
 RATE_HZ = 24_000
 

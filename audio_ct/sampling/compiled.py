@@ -9,17 +9,20 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from audio_ct.errors import InputError
 
 logger = logging.getLogger("audio_ct")
+
+# torch._inductor.graph.GraphLowering.can_inline_constant
+INLINED_LENGTH = 8
 
 
 def can_compile(device: torch.device) -> bool:
@@ -37,16 +40,28 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    """Return a function that does with these very arguments what the module does, without Python.
-
-    The code is compiled by the machine's C++ compiler in some 20 to 60 seconds, and kept under the user's cache folder
-    (`cache_folder`) by everything that it depends on. Weights are no part of it: another checkpoint of the same model
-    takes it from there in a second or two.
+def prepare(module: nn.Module, arguments: tuple[Any, ...], *, moved: Sequence[Tensor]) -> Callable[[], object]:
+    """Return a function that does with these very arguments what the module does, by machine code.
 
     Args:
-        module: static shapes, no decisions that depend on data; it may write to its arguments.
+        module: static shapes, no decisions that depend on data.
         arguments: what it reads and writes, each time.
+        moved: what of that must be as it was after the module has been tried; the rest it overwrites.
+    """
+    before = [tensor.clone() for tensor in moved]
+    is_on_gpu = moved[0].device.type == "cuda"
+    run = _capture_on_gpu(module, arguments) if is_on_gpu else _compile_for_cpu(module, arguments)
+    for tensor, value in zip(moved, before, strict=True):
+        tensor.copy_(value)
+    return run
+
+
+def _compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    """Return a function that does without Python what the module does.
+
+    The code is compiled by the machine's C++ compiler in some 10 to 40 seconds, and kept under the user's cache folder
+    (`cache_folder`) by everything that it depends on. Weights are no part of it: another checkpoint of the same model
+    takes it from there in a second or two.
 
     Raises:
         InputError: if there is no C++ compiler.
@@ -58,10 +73,12 @@ def compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[
         raise InputError("compiled: there is no C++ compiler (g++ or $CXX) here; install one or sample uncompiled.")
     settings = {"cpp.threads": torch.get_num_threads(), "aot_inductor.package_constants_in_so": False}
     exported = torch.export.export(module, arguments)
-    readable = exported.graph_module.print_readable(print_output=False)
+    constants = {**exported.state_dict, **exported.constants}
     depends_on = (
-        readable,
+        exported.graph_module.print_readable(print_output=False),
         str(exported.graph_signature),
+        # The compiler writes the values of constants as short as this into the code.
+        {name: tensor.tolist() for name, tensor in constants.items() if tensor.numel() <= INLINED_LENGTH},
         settings,
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
@@ -76,7 +93,6 @@ def compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[
             os.replace(made, path)
         logger.info("compiled in %.0f s, kept as %s", time.perf_counter() - began, path)
     runner = aoti_load_package(str(path), run_single_threaded=True)
-    constants = {**exported.state_dict, **exported.constants}
     used = {name: constants[name].detach() for name in runner.get_constant_fqns()}
     runner.load_constants(used, check_full_update=True)
     # Called directly, the runner parses a description of its arguments each time.
@@ -84,13 +100,8 @@ def compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[
     return lambda: runner.loader.boxed_run(list(leaves))
 
 
-def capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    """Return a function that does with these very arguments what the module does, by replaying a CUDA graph.
-
-    Args:
-        module: static shapes, no decisions that depend on data; it writes to its arguments.
-        arguments: what it reads and writes, each time; they are written to here as well.
-    """
+def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    """Return a function that replays what the module does as a CUDA graph."""
     # One sample's products are read from memory faster by generated code than by matrix libraries.
     compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
     stream = torch.cuda.Stream()

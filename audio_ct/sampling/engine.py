@@ -16,12 +16,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from audio_ct.models.interface import State, TokenModel, consume, place
-from audio_ct.sampling.compiled import capture_on_gpu, compile_for_cpu
+from audio_ct.sampling.compiled import prepare
 from audio_ct.sampling.filters import NO_FILTERS, Filters, draw, filtered_probabilities
 from audio_ct.sampling.weights import Weights, with_weights
 
 BLOCK_SAMPLES = 2048
-# For fewer waveforms a step's matrices are so small that CPU threads cost more in meeting than they save.
 THREADS_FROM_WAVEFORMS = 8
 
 
@@ -43,8 +42,61 @@ class EngineOptions:
 PLAIN = EngineOptions()
 
 
+class Stream:
+    """A model going through waveforms: its state, with caches that stay at the same addresses.
+
+    Args:
+        model: any model.
+        device: where.
+        memory: type of what the state keeps of the past.
+
+    Attributes:
+        caches: what `model.read` works on, from the first `open` on.
+        room: samples that may be read before the next `open`.
+    """
+
+    def __init__(self, model: TokenModel, device: torch.device, memory: torch.dtype) -> None:
+        self.model = model
+        self.caches: State = {}
+        self._device = device
+        self._memory = memory
+        self._state: State = {}
+        self._offset = 0
+
+    @property
+    def room(self) -> int:
+        """Return how many samples may be read before the next `open`."""
+        return self.model.adapt_every - self._offset % self.model.adapt_every
+
+    def begin(self, past: Int[Tensor, "num_waveforms time"]) -> None:
+        """Stand after these tokens, which may be none."""
+        self._state = self.model.initial_state(len(past), self._device, self._memory)
+        if past.shape[1]:
+            _, self._state = consume(self.model, past.to(self._device), self._state)
+        self._offset = place(self._state)
+        self._keep_addresses()
+
+    def open(self) -> None:
+        """Get ready for the next sample."""
+        if self._offset % self.model.adapt_every == 0:
+            self._state = self.model.open_cache(self._state, self._offset)
+            self._keep_addresses()
+
+    def close(self, num_samples: int = 1) -> None:
+        """Count samples as read, up to `room`."""
+        self._offset += num_samples
+        if self._offset % self.model.adapt_every == 0:
+            self._state = self.model.close_cache(self._state, self._offset)
+            self._offset %= self.model.cache_length
+
+    def _keep_addresses(self) -> None:
+        for name, tensor in self._state.items():
+            if name.startswith("cache.") and self.caches.setdefault(name, tensor) is not tensor:
+                self._state[name] = self.caches[name].copy_(tensor)
+
+
 class Sampler:
-    """A model ready to make so many waveforms side by side, as often as asked.
+    """A model ready to make so many waveforms side by side, as often as asked, one after the other.
 
     Args:
         model: any model; a copy of it is used.
@@ -65,9 +117,10 @@ class Sampler:
     ) -> None:
         self._device = torch.device(device)
         self._num_waveforms = num_waveforms
-        self._options = options
-        self._model = with_weights(model, options.weights).to(self._device)
-        self._step = _Step(self._model, filters)
+        self._compiled = options.compiled
+        model = with_weights(model, options.weights).to(self._device)
+        self._stream = Stream(model, self._device, getattr(torch, options.memory))
+        self._step = _Step(model, filters)
         self._run: Callable[[], object] | None = None
         # What the step reads and writes, at the same addresses from the first to the last.
         whole: Any = {"dtype": torch.int64, "device": self._device}
@@ -75,7 +128,6 @@ class Sampler:
         self._cursor = torch.zeros(1, **whole)
         self._uniforms = torch.zeros(BLOCK_SAMPLES, num_waveforms, device=self._device)
         self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **whole)
-        self._caches: State = {}
 
     @torch.no_grad()
     def generate(
@@ -91,54 +143,29 @@ class Sampler:
             seed: of the first waveform.
             prompt: tokens to continue, the same for every waveform.
         """
-        model, num_waveforms = self._model, self._num_waveforms
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(num_waveforms)]
-        past = torch.full((num_waveforms, 1), start_token, dtype=torch.int64)
-        if prompt is not None:
-            past = torch.cat([past, prompt.long().expand(num_waveforms, -1)], dim=1)
-        state = model.initial_state(num_waveforms, self._device, getattr(torch, self._options.memory))
-        if past.shape[1] > 1:
-            _, state = consume(model, past[:, :-1].to(self._device), state)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(self._num_waveforms)]
+        past = _past(start_token, prompt, self._num_waveforms)
+        self._stream.begin(past[:, :-1])
         self._tokens.copy_(past[:, -1])
-        offset = place(state)
         for begin in range(0, num_samples, BLOCK_SAMPLES):
             length = min(BLOCK_SAMPLES, num_samples - begin)
             drawn = [torch.rand(length, generator=generator) for generator in generators]
             self._uniforms[:length] = torch.stack(drawn, dim=1).to(self._device)
             self._cursor.zero_()
-            with _threads(torch.get_num_threads() if num_waveforms >= THREADS_FROM_WAVEFORMS else 1):
+            with threads(self._num_waveforms):
                 for _ in range(length):
-                    if offset % model.adapt_every == 0 or not self._caches:
-                        state = self._at_fixed_addresses(model.open_cache(state, offset))
+                    self._stream.open()
                     if self._run is None:
                         self._run = self._prepared()
                     self._run()
-                    offset += 1
-                    if offset % model.adapt_every == 0:
-                        state = model.close_cache(state, offset)
-                        offset %= model.cache_length
+                    self._stream.close()
             yield self._block[:, :length].cpu().clone()
 
-    def _at_fixed_addresses(self, state: State) -> State:
-        """Return the state with caches that a step can read, at the addresses of those of the first step."""
-        for name, tensor in state.items():
-            if name.startswith("cache.") and self._caches.setdefault(name, tensor) is not tensor:
-                self._caches[name].copy_(tensor)
-                state[name] = self._caches[name]
-        return state
-
     def _prepared(self) -> Callable[[], object]:
-        """Return a function that takes one step: compiled, if asked to, and what trying it has changed taken back."""
-        arguments = (self._tokens, self._cursor, self._uniforms, self._block, self._caches)
-        if not self._options.compiled:
+        arguments = (self._tokens, self._cursor, self._uniforms, self._block, self._stream.caches)
+        if not self._compiled:
             return partial(self._step, *arguments)
-        moved = [self._tokens, self._cursor, self._caches["cache.place"]]
-        before = [tensor.clone() for tensor in moved]
-        prepare = capture_on_gpu if self._device.type == "cuda" else compile_for_cpu
-        run = prepare(self._step, arguments)
-        for tensor, value in zip(moved, before, strict=True):
-            tensor.copy_(value)
-        return run
+        return prepare(self._step, arguments, moved=[self._tokens, self._cursor, self._stream.caches["cache.place"]])
 
 
 class _Step(nn.Module):
@@ -183,10 +210,17 @@ def generate(
     return sampler.generate(num_samples=num_samples, start_token=start_token, seed=seed, prompt=prompt)
 
 
+def _past(start_token: int, prompt: Tensor | None, num_waveforms: int) -> Int[Tensor, "num_waveforms time"]:
+    """Return what comes before the first new token."""
+    past = torch.full((num_waveforms, 1), start_token, dtype=torch.int64)
+    return past if prompt is None else torch.cat([past, prompt.long().expand(num_waveforms, -1)], dim=1)
+
+
 @contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
+def threads(num_waveforms: int) -> Iterator[None]:
+    """Use one CPU thread for so few waveforms that threads cost more in meeting than they save."""
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(before if num_waveforms >= THREADS_FROM_WAVEFORMS else 1)
     try:
         yield
     finally:

@@ -133,14 +133,19 @@ def test_a_compiled_step_makes_the_same_samples(
         assert torch.equal(torch.cat(list(blocks), dim=1), expected)
 
 
-def test_a_compiled_step_is_kept_without_its_weights(model: TokenModel, cache_folder: Path) -> None:
+@pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
+def test_a_compiled_step_is_kept_without_its_weights(channels: int, is_kept: bool, cache_folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_stacks": 1, "layers_per_stack": 2, "residual_channels": 16, "skip_channels": channels}
+    model = WaveNet(vocabulary_size=VOCABULARY, **sizes)
     made(model, options=EngineOptions(compiled=True))
-    kept = {path: path.stat().st_mtime_ns for path in cache_folder.iterdir()}
+    kept = set(cache_folder.iterdir())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
-    assert {path: path.stat().st_mtime_ns for path in cache_folder.iterdir()} == kept
+    # Of vectors of 8 and fewer numbers the compiler makes code.
+    assert (set(cache_folder.iterdir()) == kept) == is_kept
 
 
 def test_rounded_memory_and_weights_make_other_samples_of_the_same_kind(model: TokenModel) -> None:
