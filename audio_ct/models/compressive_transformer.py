@@ -204,7 +204,7 @@ class CompressiveTransformer(TokenModel):
             lane = state["memory.0"]
             state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
         if self.linear_prediction is not None and offset % self.adapt_every == 0:
-            state = state | self.linear_prediction.open_cache(state)
+            state = state | self.linear_prediction.open_cache(state, offset)
         return state
 
     def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:

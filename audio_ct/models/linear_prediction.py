@@ -243,17 +243,23 @@ class LinearPrediction(nn.Module):
         new["linear_prediction.predicted"] = predicted[:, -1]
         return self._features(tokens, last, predicted, expected), predicted[..., 0], new
 
-    def open_cache(self, state: State) -> State:
-        """Return caches of one frame: the predictor's, and every prediction after the one before the frame."""
-        room = self.frame_length + READ_AHEAD
-        predicted = F.pad(state["linear_prediction.predicted"][:, None], (0, 0, 0, room))
-        return self.predictor.open_cache(state) | {"cache.linear_prediction.predicted": predicted}
+    def open_cache(self, state: State, offset: int) -> State:
+        """Return caches of the frame that begins at this offset in its stretch.
+
+        They are the predictor's, and every prediction after the one before the frame.
+        """
+        last = state["linear_prediction.predicted"]
+        caches = {
+            "begin": torch.full((len(last),), offset, device=last.device),
+            "predicted": F.pad(last[:, None], (0, 0, 0, self.frame_length + READ_AHEAD)),
+        }
+        return self.predictor.open_cache(state) | {f"cache.linear_prediction.{name}": caches[name] for name in caches}
 
     def predict_cached(
         self, tokens: Int[Tensor, "batch time"], state: State, slots: Int[Tensor, " time"]
     ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time"]]:
         """Return the features and predictions that `predict` does, of samples in these slots of the stretch."""
-        slots = slots - slots[0] // self.frame_length * self.frame_length
+        slots = slots - state["cache.linear_prediction.begin"][0]
         predicted, expected = self.predictor.predict_cached(tokens, state, slots)
         cache = state["cache.linear_prediction.predicted"]
         cache.index_copy_(1, slots + 1, predicted)

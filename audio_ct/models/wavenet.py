@@ -106,7 +106,7 @@ class WaveNet(TokenModel):
         lane = next(iter(state.values()))
         state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
         if self.linear_prediction is not None:
-            state |= self.linear_prediction.open_cache(state)
+            state |= self.linear_prediction.open_cache(state, offset)
         return state
 
     def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:

@@ -144,7 +144,7 @@ class Sampler:
             prompt: tokens to continue, the same for every waveform.
         """
         generators = [torch.Generator().manual_seed(seed + i) for i in range(self._num_waveforms)]
-        past = _past(start_token, prompt, self._num_waveforms)
+        past = begin_tokens(start_token, prompt, self._num_waveforms)
         self._stream.begin(past[:, :-1])
         self._tokens.copy_(past[:, -1])
         for begin in range(0, num_samples, BLOCK_SAMPLES):
@@ -210,7 +210,7 @@ def generate(
     return sampler.generate(num_samples=num_samples, start_token=start_token, seed=seed, prompt=prompt)
 
 
-def _past(start_token: int, prompt: Tensor | None, num_waveforms: int) -> Int[Tensor, "num_waveforms time"]:
+def begin_tokens(start_token: int, prompt: Tensor | None, num_waveforms: int) -> Int[Tensor, "num_waveforms time"]:
     """Return what comes before the first new token."""
     past = torch.full((num_waveforms, 1), start_token, dtype=torch.int64)
     return past if prompt is None else torch.cat([past, prompt.long().expand(num_waveforms, -1)], dim=1)
