@@ -202,6 +202,10 @@ def sample(
     memory: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Type of what is kept of the past.")
     ] = "float32",
+    draft: Annotated[
+        Path | None, typer.Option(help="A faster model's checkpoint for speculative sampling: same distribution.")
+    ] = None,
+    drafted: Annotated[int, typer.Option(help="Samples that it drafts in a round.")] = 3,
     overwrite: Overwrite = False,
 ) -> None:
     """Make audio files from a checkpoint; one seed and the same options give the same bytes (Ogg: but for a number)."""
@@ -219,6 +223,7 @@ def sample(
         compiled = seconds >= COMPILED_FROM_SECONDS and can_compile(device)
     options = EngineOptions(compiled=compiled, weights=weights, memory=memory)
     model = load(checkpoint, device)
+    drafting = None if draft is None else load(draft, device)
     tokens = (
         None if prompt is None else read_prompt(prompt, model.sample_rate_hz, model.bits, max_seconds=prompt_seconds)
     )
@@ -236,12 +241,15 @@ def sample(
             prompt=tokens,
             filters=filters,
             options=options,
+            draft=None if drafting is None else drafting.model,
+            num_drafted=drafted,
             device=device,
             audio_format=audio_format,
             about={
                 "checkpoint": model.label,
                 "recipe": model.recipe.name,
                 "prompt": None if prompt is None else prompt.name,
+                "draft": None if drafting is None else drafting.label,
             },
             overwrite=overwrite,
             on_progress=lambda done: progress.update(task, completed=done),

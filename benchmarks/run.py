@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,12 @@ def cpu_sections(ceilings: Row) -> list[Section]:
     small = train.recipes_of(Path("recipes/small"))
     trial = train.plain_recipe(train.TRIAL_SIZES, batch_size=train.TRIAL_BATCH_SIZE)
     sampling_trial = train.plain_recipe(sample.TRIAL_SIZES)
+    sampling_trial_settings: Any = {
+        "options": list(sample.OPTIONS["cpu"]),
+        "num_samples": 2048,
+        "peer_samples": 256,
+        "repeats": 3,
+    }
     tiny = load_recipe(memory.RECIPE, memory.TINY)
     return [
         Section(
@@ -50,20 +57,29 @@ def cpu_sections(ceilings: Row) -> list[Section]:
         ),
         Section(
             "sample_trial",
-            partial(sample.sample_trial, sampling_trial, CPU, ceilings, num_samples=2048, peer_samples=256, repeats=3),
+            partial(sample.sample_trial, sampling_trial, CPU, ceilings, **sampling_trial_settings),
             ("cpu_sampling_over_peer",),
         ),
         Section("prep", partial(prep.measure_preparation, minutes=10, jobs=[1, 2], repeats=3), ("preparation",)),
         Section("memory", partial(memory.watch_training, tiny, windows=1000), ("memory_growth",)),
         Section(
             "sample_flat",
-            partial(sample.sample_flat, sampling_trial, CPU, seconds=[0, 60], repeats=5),
+            partial(sample.sample_flat, sampling_trial, CPU, option="int8", seconds=[0, 60], repeats=5),
             ("cpu_sampling_flat",),
         ),
         Section("train_recipes", partial(train.train_recipes, small, CPU, ceilings, repeats=7, calls=1)),
         Section(
             "sample_recipes",
-            partial(sample.sample_recipes, small, CPU, ceilings, waveforms=[1, 16], num_samples=1024, repeats=3),
+            partial(
+                sample.sample_recipes,
+                small,
+                CPU,
+                ceilings,
+                waveforms=[1, 16],
+                options=["compiled", "int8"],
+                num_samples=1024,
+                repeats=3,
+            ),
         ),
     ]
 
@@ -81,7 +97,16 @@ def gpu_sections(ceilings: Row) -> list[Section]:
         ),
         Section(
             "gpu_sample_paper",
-            partial(sample.sample_paper, paper, GPU, ceilings, waveforms=[1, 128], num_samples=768, repeats=2),
+            partial(
+                sample.sample_paper,
+                paper,
+                GPU,
+                ceilings,
+                waveforms=[1, 128],
+                options=["compiled", "int8"],
+                num_samples=768,
+                repeats=2,
+            ),
             ("gpu_one_stream", "gpu_one_stream_plain", "gpu_many_streams"),
         ),
         Section(

@@ -1,17 +1,19 @@
 """Speed of sampling: samples per second of our models by `generate`, and of the public packages, timed in turns.
 
     python -m benchmarks.sample                 # recipes/small, the trial beside the peer, flatness
+    python -m benchmarks.sample --parts speculation --model runs/compressive_transformer --draft runs/draft
     python -m benchmarks.sample --parts flat --seconds 0 1 10 60
     python -m benchmarks.sample --parts paper --recipes recipes/paper --waveforms 1 256    # on a GPU
 
-All is timed as a user has it, drawing included. `share` compares with the ceiling of copying memory here: a step reads
-each weight once, whatever the number of waveforms, and each waveform's state, so a model that fits a cache may pass 1.
+All is timed as a user has it, drawing included, after the step has been compiled. `share` compares with the ceiling of
+copying memory here: a step reads each weight once, whatever the number of waveforms, and each waveform's caches, so a
+model that fits a processor's cache may pass 1.
 """
 
 import argparse
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from torch import Tensor
 
 from audio_ct.audio.mu_law import silence_token
 from audio_ct.models.interface import TokenModel, num_parameters
-from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, WaveNetRecipe, build_model
-from audio_ct.sampling.engine import generate
+from audio_ct.pretrained import load
+from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, WaveNetRecipe, build_model, load_recipe
+from audio_ct.sampling.engine import PLAIN, EngineOptions, Sampler
+from audio_ct.sampling.speculation import SpeculativeSampler
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
 from benchmarks.measure import Build, Row, Timing
@@ -35,11 +39,22 @@ TRIAL_SIZES = {
     **{"num_layers": 6, "d_model": 128, "num_heads": 4, "segment_length": 256, "memory_length": 256},
     **{"compressed_memory_length": 256, "compression_rate": 4},
 }
-# What `generate` can be asked for, by name, and which of it is speculative sampling.
-ENGINE_OPTIONS: dict[str, dict[str, Any]] = {"": {}}
-SPECULATIVE: frozenset[str] = frozenset()
+# How steps can be computed, by name; the first is the default.
+OPTIONS = {
+    "cpu": {
+        "uncompiled": PLAIN,
+        "compiled": EngineOptions(compiled=True),
+        "bfloat16 memory": EngineOptions(compiled=True, memory="bfloat16"),
+        "int8": EngineOptions(compiled=True, weights="int8", memory="bfloat16"),
+    },
+    "cuda": {
+        "uncompiled": EngineOptions(weights="bfloat16", memory="bfloat16"),
+        "compiled": EngineOptions(compiled=True, weights="bfloat16", memory="bfloat16"),
+        "int8": EngineOptions(compiled=True, weights="int8", memory="bfloat16"),
+    },
+}
 COLUMNS = {
-    **{"name": "model", "parameters": "parameters", "num_waveforms": "waveforms"},
+    **{"name": "model", "option": "step", "parameters": "parameters", "num_waveforms": "waveforms"},
     **{"samples_per_second": "samples/s", "microseconds_per_step": "us/step", "share_of_ceiling": "share"},
 }
 
@@ -48,53 +63,40 @@ class Sampling:
     """One of our models sampling from nothing; a call makes so many samples of each waveform."""
 
     def __init__(
-        self, recipe: Recipe, *, num_waveforms: int, num_samples: int, device: torch.device, **options: Any
+        self, recipe: Recipe, option: str, *, num_waveforms: int, num_samples: int, device: torch.device
     ) -> None:
         torch.manual_seed(0)
-        self.model = build_model(recipe.model, VOCABULARY_SIZE).to(device).eval()
-        self.parameters = num_parameters(self.model)
-        self.num_waveforms, self.num_samples = num_waveforms, num_samples
-        self._device, self._options = device, options
+        model = build_model(recipe.model, VOCABULARY_SIZE)
+        self.parameters = num_parameters(model)
+        self.option, self.num_waveforms, self.num_samples = option, num_waveforms, num_samples
+        options = OPTIONS[device.type][option]
+        self._sampler = Sampler(model, num_waveforms=num_waveforms, options=options, device=device)
         self._seeds = itertools.count(step=num_waveforms)
 
     def __call__(self) -> None:
         """Make the samples, other ones each time."""
-        blocks = generate(
-            self.model,
-            num_waveforms=self.num_waveforms,
-            num_samples=self.num_samples,
-            start_token=START_TOKEN,
-            seed=next(self._seeds),
-            device=self._device,
-            **self._options,
-        )
+        blocks = self._sampler.generate(num_samples=self.num_samples, start_token=START_TOKEN, seed=next(self._seeds))
         for _ in blocks:
             pass
 
-    @torch.no_grad()
+    @property
     def bytes_per_step(self) -> int:
-        """Return what a step must read: weights once, and the state (with what a step keeps) of every waveform."""
-        tokens = torch.full((1,), START_TOKEN, device=self._device)
-        _, state = self.model.step(tokens, self.model.initial_state(1, self._device))
-        embedding = self.model.get_parameter("embedding.weight")
-        weights = sum(each.nbytes for each in self.model.parameters()) - embedding.nbytes
-        return weights + self.num_waveforms * sum(each.nbytes for each in state.values())
+        """Return what a step must read: weights once, and the caches of every waveform."""
+        return self._sampler.bytes_per_step
 
 
 class Continuation:
     """A model that goes on after a prompt; a call makes one block of samples, none of which is made twice."""
 
-    def __init__(self, model: TokenModel, *, prompt_length: int, device: torch.device) -> None:
+    def __init__(self, model: TokenModel, option: str, *, prompt_length: int, device: torch.device) -> None:
         prompt = torch.randint(0, VOCABULARY_SIZE, (prompt_length,), generator=torch.Generator().manual_seed(0))
-        self._blocks: Iterator[Tensor] = generate(
-            model,
-            num_waveforms=1,
+        sampler = Sampler(model, num_waveforms=1, options=OPTIONS[device.type][option], device=device)
+        self._blocks: Iterator[Tensor] = sampler.generate(
             # More than anybody waits for: the blocks come one by one.
             num_samples=1 << 40,
             start_token=START_TOKEN,
             seed=0,
             prompt=prompt if prompt_length else None,
-            device=device,
         )
         self.block_length = next(self._blocks).shape[1]
 
@@ -119,15 +121,16 @@ def _row(name: str, timing: Timing, ceilings: Row) -> Row:
         "microseconds_per_step": 1e6 * timing.median_seconds / subject.num_samples,
     }
     if isinstance(subject, Sampling):
-        bytes_per_second = subject.bytes_per_step() * subject.num_samples / timing.median_seconds
-        row |= {"bytes_per_step": subject.bytes_per_step(), "bytes_per_second": bytes_per_second}
+        bytes_per_second = subject.bytes_per_step * subject.num_samples / timing.median_seconds
+        row |= {"option": subject.option, "bytes_per_step": subject.bytes_per_step}
+        row |= {"bytes_per_second": bytes_per_second}
         row["share_of_ceiling"] = bytes_per_second / ceilings["copy_bytes_per_second"]
     return row
 
 
-def label(recipe: Recipe, num_waveforms: int, option: str = "") -> str:
+def label(recipe: Recipe, num_waveforms: int, option: str) -> str:
     """Return how a row of our model is called."""
-    return f"{recipe.name} x {num_waveforms}" + f", {option}" * bool(option)
+    return f"{recipe.name} x {num_waveforms}, {option}"
 
 
 def sample_recipes(
@@ -136,6 +139,7 @@ def sample_recipes(
     ceilings: Row,
     *,
     waveforms: Sequence[int],
+    options: Sequence[str],
     num_samples: int,
     repeats: int,
 ) -> Row:
@@ -143,12 +147,11 @@ def sample_recipes(
     builds: dict[str, Build] = {}
     settings: Any = {"num_samples": num_samples, "device": device}
     for recipe in recipes:
-        for number, (option, values) in itertools.product(waveforms, ENGINE_OPTIONS.items()):
-            name = label(recipe, number, option)
-            builds[name] = partial(Sampling, recipe, num_waveforms=number, **settings, **values)
+        for number, option in itertools.product(waveforms, options):
+            builds[label(recipe, number, option)] = partial(Sampling, recipe, option, num_waveforms=number, **settings)
         if isinstance(recipe.model, WaveNetRecipe):
             bare = without_linear_prediction(recipe)
-            builds[label(bare, 1)] = partial(Sampling, bare, num_waveforms=1, **settings)
+            builds[label(bare, 1, options[-1])] = partial(Sampling, bare, options[-1], num_waveforms=1, **settings)
             builds[peers.WAVENET] = partial(peers.WaveNetSampling, bare, **settings, vocabulary_size=VOCABULARY_SIZE)
     # Many waveforms may not fit a GPU's memory.
     may_fail = [name for name in builds if device.type == "cuda" or name == peers.WAVENET]
@@ -159,14 +162,20 @@ def sample_recipes(
 
 
 def sample_paper(
-    recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, waveforms: Sequence[int], **settings: Any
+    recipes: Sequence[Recipe],
+    device: torch.device,
+    ceilings: Row,
+    *,
+    waveforms: Sequence[int],
+    options: Sequence[str],
+    **settings: Any,
 ) -> Row:
     """Return what `sample_recipes` does, and a GPU's bars, which the recipes' Compressive Transformer is held to."""
-    result = sample_recipes(recipes, device, ceilings, waveforms=waveforms, **settings)
+    result = sample_recipes(recipes, device, ceilings, waveforms=waveforms, options=options, **settings)
     rows = {row["name"]: row for row in result["rows"]}
     ours = next(recipe for recipe in recipes if isinstance(recipe.model, CompressiveTransformerRecipe))
 
-    def best(key: str, numbers: Sequence[int], options: Iterable[str]) -> Row:
+    def best(key: str, numbers: Sequence[int]) -> Row:
         found = [rows[label(ours, number, option)] for number in numbers for option in options]
         speeds = [row["samples_per_second"] for row in found if row["samples_per_second"] is not None]
         if speeds:
@@ -174,16 +183,20 @@ def sample_paper(
         return judge(key, None, "; ".join(row["note"] for row in found) or "no such number of waveforms was asked for")
 
     one, many = [number for number in waveforms if number == 1], [number for number in waveforms if number > 1]
-    bars = [
-        best("gpu_one_stream", one, ENGINE_OPTIONS),
-        best("gpu_one_stream_plain", one, ENGINE_OPTIONS.keys() - SPECULATIVE),
-        best("gpu_many_streams", many, ENGINE_OPTIONS),
-    ]
+    # Speculation needs models that have learned something: `speculation` measures it on checkpoints.
+    bars = [best("gpu_one_stream", one), best("gpu_one_stream_plain", one), best("gpu_many_streams", many)]
     return result | {"bars": bars}
 
 
 def sample_trial(
-    recipe: Recipe, device: torch.device, ceilings: Row, *, num_samples: int, peer_samples: int, repeats: int
+    recipe: Recipe,
+    device: torch.device,
+    ceilings: Row,
+    *,
+    options: Sequence[str],
+    num_samples: int,
+    peer_samples: int,
+    repeats: int,
 ) -> Row:
     """Return what a second of audio costs us and the public package's own generate(), and the bar for a CPU.
 
@@ -194,7 +207,6 @@ def sample_trial(
     model = recipe.model
     assert isinstance(model, CompressiveTransformerRecipe)
     filling = peers.segments_to_fill(model) * model.segment_length
-    ours = label(recipe, 1)
 
     def peer(prompt_length: int, num_samples: int) -> peers.CompressiveTransformerSampling:
         torch.manual_seed(0)
@@ -208,11 +220,13 @@ def sample_trial(
         "memories full": partial(peer, filling + 1, peer_samples),
         "prompt alone": partial(peer, filling + 1, 0),
     }
-    builds: dict[str, Build] = {
-        ours: partial(Sampling, recipe, num_waveforms=1, num_samples=num_samples, device=device)
-    } | parts
+    settings: Any = {"num_waveforms": 1, "num_samples": num_samples, "device": device}
+    ours: dict[str, Build] = {
+        label(recipe, 1, option): partial(Sampling, recipe, option, **settings) for option in options
+    }
+    builds = ours | parts
     timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1, may_fail=list(parts), device=device)
-    our_row = _row(ours, timings[ours], ceilings)
+    our_rows = [_row(name, timings[name], ceilings) for name in ours]
     peer_row: Row = {"name": peers.COMPRESSIVE_TRANSFORMER, "samples_per_second": None}
     failures = [timings[part].failure for part in parts if timings[part].failure]
     if failures:
@@ -230,21 +244,23 @@ def sample_trial(
             "microseconds_per_step_memories_full": 1e6 * (full - prompt) / peer_samples,
             "note": f"a second of {SAMPLE_RATE_HZ:,} samples is extrapolated from 2 x {peer_samples} of its samples",
         }
-    rows = [our_row, peer_row]
+    rows = [*our_rows, peer_row]
     measure.show("Sampling, the trial's size", rows, COLUMNS)
-    return {"rows": rows, "bars": [ratio("cpu_sampling_over_peer", [our_row], [peer_row], "samples_per_second")]}
+    return {"rows": rows, "bars": [ratio("cpu_sampling_over_peer", our_rows, [peer_row], "samples_per_second")]}
 
 
-def sample_flat(recipe: Recipe, device: torch.device, *, seconds: Sequence[float], repeats: int) -> Row:
+def sample_flat(recipe: Recipe, device: torch.device, *, option: str, seconds: Sequence[float], repeats: int) -> Row:
     """Return the cost of a sample after so many seconds of audio, and the bar: the last of them over the first.
 
     What comes before is read as a prompt, by windows; then blocks are made by `generate` after each of the prompts in
     turns.
     """
     torch.manual_seed(0)
-    model = build_model(recipe.model, VOCABULARY_SIZE).to(device).eval()
+    model = build_model(recipe.model, VOCABULARY_SIZE)
     builds: dict[str, Build] = {
-        f"after {second:g} s": partial(Continuation, model, prompt_length=round(second * SAMPLE_RATE_HZ), device=device)
+        f"after {second:g} s": partial(
+            Continuation, model, option, prompt_length=round(second * SAMPLE_RATE_HZ), device=device
+        )
         for second in sorted(seconds)
     }
     timings = measure.time_in_turns(builds, repeats=repeats, warm_up=0, device=device)
@@ -260,16 +276,109 @@ def sample_flat(recipe: Recipe, device: torch.device, *, seconds: Sequence[float
     columns = {"name": "time", "microseconds_per_sample": "us/sample", "samples_per_block": "samples", "blocks": "x"}
     measure.show("Cost of a sample by time already generated", rows, columns)
     value = rows[-1]["microseconds_per_sample"] / rows[0]["microseconds_per_sample"]
-    note = f"{rows[-1]['name']} over {rows[0]['name']}, {num_parameters(model) / 1e6:.2f}M parameters"
+    note = f"{rows[-1]['name']} over {rows[0]['name']}, {num_parameters(model) / 1e6:.2f}M parameters, {option}"
     return {"rows": rows, "bars": [judge("cpu_sampling_flat", value, note)]}
+
+
+class Speculation:
+    """A model with a draft, sampling from nothing; a call makes so many samples of one waveform."""
+
+    def __init__(
+        self,
+        model: TokenModel,
+        draft: TokenModel,
+        option: str,
+        *,
+        num_drafted: int,
+        num_samples: int,
+        device: torch.device,
+    ) -> None:
+        options = OPTIONS[device.type][option]
+        self.sampler = SpeculativeSampler(model, draft, num_drafted=num_drafted, options=options, device=device)
+        self.num_drafted, self.num_samples = num_drafted, num_samples
+        self.num_calls = 0
+
+    def __call__(self) -> None:
+        """Make the samples, other ones each time."""
+        for _ in self.sampler.generate(num_samples=self.num_samples, start_token=START_TOKEN, seed=self.num_calls):
+            pass
+        self.num_calls += 1
+
+
+def sample_speculation(
+    model: TokenModel,
+    draft: TokenModel,
+    device: torch.device,
+    *,
+    option: str,
+    drafted: Sequence[int],
+    num_samples: int,
+    repeats: int,
+) -> Row:
+    """Return what speculation gains, and where it would begin to.
+
+    A round costs as many steps as `steps_per_round` says: where it settles more samples than that, it gains. How many
+    it settles depends on how well the models know the same thing; of untrained ones it says nothing.
+    """
+    settings: Any = {"num_samples": num_samples, "device": device}
+    plain = Sampler(model, num_waveforms=1, options=OPTIONS[device.type][option], device=device)
+    seeds = itertools.count()
+
+    def step_by_step() -> None:
+        for _ in plain.generate(num_samples=num_samples, start_token=START_TOKEN, seed=next(seeds)):
+            pass
+
+    builds: dict[str, Build] = {"step by step": lambda: step_by_step}
+    for number in drafted:
+        builds[f"{number} drafted"] = partial(Speculation, model, draft, option, num_drafted=number, **settings)
+    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1, device=device)
+    seconds = {name: timing.median_seconds or math.nan for name, timing in timings.items()}
+    step = seconds["step by step"] / num_samples
+    rows: list[Row] = [{"name": "step by step", "samples_per_second": 1 / step, "microseconds": 1e6 * step}]
+    for name, timing in timings.items():
+        if isinstance(timing.subject, Speculation):
+            sampler = timing.subject.sampler
+            samples_per_round = timing.subject.num_calls * num_samples / sampler.num_rounds
+            a_round = seconds[name] / num_samples * samples_per_round
+            rows.append(
+                {
+                    "name": name,
+                    "samples_per_second": num_samples / seconds[name],
+                    "microseconds": 1e6 * a_round,
+                    "steps_per_round": a_round / step,
+                    "samples_per_round": samples_per_round,
+                    "acceptance_rate": sampler.num_kept / sampler.num_judged,
+                    "gain": samples_per_round * step / a_round,
+                }
+            )
+    columns = {"name": "way", "samples_per_second": "samples/s", "microseconds": "us/round", "gain": "gain"}
+    columns |= {"steps_per_round": "steps/round", "samples_per_round": "samples/round", "acceptance_rate": "accepted"}
+    sizes = [num_parameters(each) for each in (model, draft)]
+    measure.show(f"Speculation, {option}, {sizes[0]:,} parameters drafted for by {sizes[1]:,}", rows, columns)
+    return {"rows": rows, "parameters": sizes[0], "draft_parameters": sizes[1], "option": option, "bars": []}
+
+
+def _model(path: Path) -> TokenModel:
+    """Return the model of a checkpoint, or that of a recipe as it is before training."""
+    if path.suffix != ".yaml":
+        return load(path).model
+    torch.manual_seed(0)
+    return build_model(load_recipe(path).model, VOCABULARY_SIZE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", choices=["recipes", "paper", "trial", "flat"], default=["recipes", "trial", "flat"]
+        "--parts",
+        nargs="+",
+        choices=["recipes", "paper", "trial", "flat", "speculation"],
+        default=["recipes", "trial", "flat"],
     )
+    parser.add_argument("--options", nargs="+", choices=sorted({*OPTIONS["cpu"], *OPTIONS["cuda"]}), help="steps (all)")
+    parser.add_argument("--model", type=Path, help="for speculation: a checkpoint, a run, or a recipe, untrained")
+    parser.add_argument("--draft", type=Path, help="likewise, of the model that drafts")
+    parser.add_argument("--drafted", type=int, nargs="+", default=[1, 2, 3, 4], help="in a round (%(default)s)")
     parser.add_argument("--recipes", type=Path, default=Path("recipes/small"), help="folder (%(default)s)")
     parser.add_argument("--waveforms", type=int, nargs="+", default=[1, 16], help="made side by side (%(default)s)")
     parser.add_argument("--num-samples", type=int, default=1024, help="of each waveform in a timing (%(default)s)")
@@ -283,17 +392,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     trial = plain_recipe({name: getattr(options, name) for name in TRIAL_SIZES})
     result: Row = {"benchmark": "sample", "machine": measure.machine(device), "ceilings": measure.ceilings(device)}
+    steps = options.options or list(OPTIONS[device.type])
     timing: Any = {"num_samples": options.num_samples, "repeats": options.repeats}
+    if "speculation" in options.parts and not (options.model and options.draft):
+        parser.error("--parts speculation needs --model and --draft")
     recipes, parts = recipes_of(options.recipes), {}
     if "recipes" in options.parts:
-        parts["recipes"] = sample_recipes(recipes, device, result["ceilings"], waveforms=options.waveforms, **timing)
+        parts["recipes"] = sample_recipes(
+            recipes, device, result["ceilings"], waveforms=options.waveforms, options=steps, **timing
+        )
     if "paper" in options.parts:
-        parts["paper"] = sample_paper(recipes, device, result["ceilings"], waveforms=options.waveforms, **timing)
+        parts["paper"] = sample_paper(
+            recipes, device, result["ceilings"], waveforms=options.waveforms, options=steps, **timing
+        )
     if "trial" in options.parts:
         peer_samples = options.peer_samples or options.segment_length
-        parts["trial"] = sample_trial(trial, device, result["ceilings"], peer_samples=peer_samples, **timing)
+        parts["trial"] = sample_trial(
+            trial, device, result["ceilings"], options=steps, peer_samples=peer_samples, **timing
+        )
     if "flat" in options.parts:
-        parts["flat"] = sample_flat(trial, device, seconds=options.seconds, repeats=options.repeats)
+        parts["flat"] = sample_flat(trial, device, option=steps[-1], seconds=options.seconds, repeats=options.repeats)
+    if "speculation" in options.parts:
+        model, draft = (_model(path) for path in (options.model, options.draft))
+        parts["speculation"] = sample_speculation(
+            model, draft, device, option=steps[-1], drafted=options.drafted, **timing
+        )
     measure.finish(result, parts, options.out)
 
 

@@ -129,6 +129,16 @@ class Sampler:
         self._uniforms = torch.zeros(BLOCK_SAMPLES, num_waveforms, device=self._device)
         self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **whole)
 
+    @property
+    def bytes_per_step(self) -> int:
+        """Return what a step reads: the weights but the embedding's once, and the caches of every waveform.
+
+        Caches are there once something has been generated.
+        """
+        state = self._stream.model.state_dict()
+        weights = sum(tensor.nbytes for tensor in state.values()) - state["embedding.weight"].nbytes
+        return weights + sum(tensor.nbytes for tensor in self._stream.caches.values())
+
     @torch.no_grad()
     def generate(
         self, *, num_samples: int, start_token: int, seed: int, prompt: Int[Tensor, " time"] | None = None

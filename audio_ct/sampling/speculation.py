@@ -50,7 +50,7 @@ class SpeculativeSampler:
         model: TokenModel,
         draft: TokenModel,
         *,
-        num_drafted: int = 4,
+        num_drafted: int = 3,
         filters: Filters = NO_FILTERS,
         options: EngineOptions = PLAIN,
         device: torch.device | str = "cpu",

@@ -20,8 +20,9 @@ from audio_ct.evaluation.spectrogram import save_spectrogram
 from audio_ct.evaluation.waveform_statistics import check
 from audio_ct.models.interface import TokenModel
 from audio_ct.provenance import commit
-from audio_ct.sampling.engine import PLAIN, EngineOptions, generate
+from audio_ct.sampling.engine import PLAIN, EngineOptions, Sampler
 from audio_ct.sampling.filters import NO_FILTERS, Filters
+from audio_ct.sampling.speculation import SpeculativeSampler
 
 MAX_SECONDS = 36_000
 
@@ -56,6 +57,8 @@ def write_samples(
     prompt: Int[Tensor, " time"] | None = None,
     filters: Filters = NO_FILTERS,
     options: EngineOptions = PLAIN,
+    draft: TokenModel | None = None,
+    num_drafted: int = 3,
     device: torch.device | str = "cpu",
     audio_format: str = "wav",
     about: dict[str, Any] | None = None,
@@ -80,6 +83,8 @@ def write_samples(
         prompt: tokens to continue.
         filters: what is done to predictions before a token is drawn.
         options: how steps are computed.
+        draft: a faster model for speculative sampling, of one waveform.
+        num_drafted: samples that it drafts in a round.
         device: where the model is.
         audio_format: suffix of a format that libsndfile writes.
         about: goes into the sidecars: checkpoint, recipe and the like.
@@ -88,13 +93,17 @@ def write_samples(
         on_progress: called with the number of samples made of each waveform.
 
     Raises:
-        InputError: for a length or number out of range, an unknown format, an existing file, or a folder
-            that cannot be made.
+        InputError: for a length or number out of range, a draft that does not fit, an unknown format, an existing file,
+            or a folder that cannot be made.
     """
     if not 0 < seconds <= MAX_SECONDS or round(seconds * sample_rate_hz) == 0:
         raise InputError(f"seconds={seconds} must be above 0 and at most {MAX_SECONDS}.")
     if not 1 <= num_waveforms <= 4096:
         raise InputError(f"num={num_waveforms} must be from 1 to 4096; ask for more in several runs.")
+    if draft is not None and num_waveforms > 1:
+        raise InputError(
+            f"num={num_waveforms}: a draft is for one waveform at a time; ask for 1 or leave out the draft."
+        )
     if not audio_format.isalnum():
         raise InputError(f"format={audio_format!r} must be a suffix without its dot; use wav, flac or ogg.")
     num_samples = round(seconds * sample_rate_hz)
@@ -106,17 +115,14 @@ def write_samples(
     for path in (file for audio in paths for file in (audio, audio.with_suffix(".json"))):
         if path.exists() and not overwrite:
             raise InputError(f"{str(path)!r} exists already; choose another name or ask to overwrite.")
-    blocks = generate(
-        model,
-        num_waveforms=num_waveforms,
-        num_samples=num_samples,
-        start_token=silence_token(bits),
-        seed=seed,
-        prompt=prompt,
-        filters=filters,
-        options=options,
-        device=device,
-    )
+    sampler: Sampler | SpeculativeSampler
+    if draft is None:
+        sampler = Sampler(model, num_waveforms=num_waveforms, filters=filters, options=options, device=device)
+    else:
+        sampler = SpeculativeSampler(
+            model, draft, num_drafted=num_drafted, filters=filters, options=options, device=device
+        )
+    blocks = sampler.generate(num_samples=num_samples, start_token=silence_token(bits), seed=seed, prompt=prompt)
     made: list[list[np.ndarray]] = [[] for _ in paths]
     with ExitStack() as files:
         writers = [files.enter_context(AudioWriter(path, sample_rate_hz, overwrite=overwrite)) for path in paths]
@@ -145,7 +151,7 @@ def write_samples(
             "prompt_samples": 0 if prompt is None else len(prompt),
             "sample_rate_hz": sample_rate_hz,
             **asdict(filters),
-            "engine": asdict(options),
+            "engine": asdict(options) | ({} if draft is None else {"num_drafted": num_drafted}),
             "warnings": sample.warnings,
             "commit": commit(),
             "version": __version__,

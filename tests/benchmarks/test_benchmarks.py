@@ -194,7 +194,7 @@ def test_a_missing_peer_is_named_in_words(command: Run, tiny_recipes: Path) -> N
     )
     sampling = command(
         *(sample.main, "--parts", "recipes", "trial", "--recipes", tiny_recipes, "--waveforms", 1),
-        *(*TINY_OPTIONS, "--num-samples", 8, "--repeats", 1),
+        *(*TINY_OPTIONS, "--options", "uncompiled", "--num-samples", 8, "--repeats", 1),
     )
     for result, column in ((training, "tokens_per_second"), (sampling, "samples_per_second")):
         rows = [*result["recipes"]["rows"], *result["trial"]["rows"]]
@@ -246,7 +246,9 @@ def test_the_papers_size_is_measured_by_the_same_functions(tiny_recipes: Path, m
     trained = train.train_paper(plain, CPU, CEILINGS, repeats=1, calls=2)
     with_loss = train.train_reconstruction(plain[0], CPU, CEILINGS, repeats=1, calls=1)
     assert with_loss["reconstruction_loss_share"] < 1
-    sampled = sample.sample_paper(recipes, CPU, CEILINGS, waveforms=[1, 2], num_samples=8, repeats=1)
+    sampled = sample.sample_paper(
+        recipes, CPU, CEILINGS, waveforms=[1, 2], options=["uncompiled"], num_samples=8, repeats=1
+    )
     found = [*trained["bars"], *sampled["bars"]]
     check_bars(found)
     assert {bar["key"] for bar in found} == set(bars.GPU_BARS)
@@ -290,17 +292,35 @@ def test_curves_follow_each_size(command: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_sampling_is_measured_beside_the_peer(command: Run) -> None:
     result = command(
         *(sample.main, "--parts", "trial", *TINY_OPTIONS, "--num-samples", 20, "--peer-samples", 6, "--repeats", 1),
+        *("--options", "uncompiled", "compiled"),
     )
-    ours, peer = result["trial"]["rows"]
-    assert ours["bytes_per_step"] > 4 * 8 * 256
+    *ours, peer = result["trial"]["rows"]
+    assert [row["option"] for row in ours] == ["uncompiled", "compiled"]
+    assert all(row["bytes_per_step"] > 4 * 8 * 256 for row in ours)
     (bar,) = result["bars"]
-    assert bar["value"] == ours["samples_per_second"] / peer["samples_per_second"]
+    assert bar["value"] == max(row["samples_per_second"] for row in ours) / peer["samples_per_second"]
     assert "extrapolated from 2 x 6" in peer["note"]
+
+
+def test_speculation_says_what_a_round_costs_and_settles(command: Run, tiny_recipes: Path) -> None:
+    model, draft = (tiny_recipes / f"{name}.yaml" for name in ("compressive_transformer", "wavenet"))
+    options = ["--model", model, "--draft", draft, "--drafted", 1, 3, "--options", "uncompiled", "--repeats", 1]
+    result = command(sample.main, "--parts", "speculation", *options, "--num-samples", 40)
+    step, *rounds = result["speculation"]["rows"]
+    for row, number in zip(rounds, (1, 3), strict=True):
+        assert 1 <= row["samples_per_round"] <= number + 1
+        assert 0 <= row["acceptance_rate"] <= 1
+        assert row["gain"] == pytest.approx(row["samples_per_second"] / step["samples_per_second"])
+        assert row["gain"] == pytest.approx(row["samples_per_round"] / row["steps_per_round"])
+    with pytest.raises(SystemExit):
+        command(sample.main, "--parts", "speculation")
 
 
 def test_the_cost_of_a_sample_is_measured_after_a_prompt(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BLOCK_SAMPLES", 16)
-    result = command(sample.main, "--parts", "flat", *TINY_OPTIONS, "--seconds", 0.01, 0, "--repeats", 2)
+    result = command(
+        sample.main, "--parts", "flat", *TINY_OPTIONS, "--options", "uncompiled", "--seconds", 0.01, 0, "--repeats", 2
+    )
     first, last = result["flat"]["rows"]
     assert (first["name"], last["name"]) == ("after 0 s", "after 0.01 s")
     assert first["samples_per_block"] == 16

@@ -17,11 +17,13 @@ from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.prompt import read_prompt
 from audio_ct.sampling.writing import WrittenSample, write_samples
 
+SIZES = {"num_stacks": 1, "layers_per_stack": 3, "residual_channels": 8, "skip_channels": 8}
+
 
 @pytest.fixture(scope="module")
 def model() -> WaveNet:
     torch.manual_seed(0)
-    return WaveNet(vocabulary_size=256, num_stacks=1, layers_per_stack=3, residual_channels=8, skip_channels=8)
+    return WaveNet(vocabulary_size=256, **SIZES)
 
 
 def write(model: WaveNet, folder: Path, **settings: Any) -> list[WrittenSample]:
@@ -61,6 +63,13 @@ def test_the_sidecar_says_how_it_was_made(model: WaveNet, tmp_path: Path) -> Non
     expected = {"file": "voice-01.wav", "seed": 6, "seconds": 0.005, "prompt_samples": 0, "sample_rate_hz": 24_000}
     expected |= {"temperature": 0.9, "top_k": 40, "top_p": 0.95} | about
     assert {key: sidecar[key] for key in expected} == expected
+
+
+def test_a_draft_is_said_in_the_sidecar(model: WaveNet, tmp_path: Path) -> None:
+    (sample,) = write(model, tmp_path, num_waveforms=1, draft=model, num_drafted=2)
+    assert sample.waveform.shape == (120,)
+    engine = json.loads(sample.path.with_suffix(".json").read_text())["engine"]
+    assert engine == {"compiled": False, "weights": "float32", "memory": "float32", "num_drafted": 2}
 
 
 def test_a_prompt_stands_before_what_is_made(model: WaveNet, tmp_path: Path) -> None:
@@ -107,6 +116,9 @@ def test_an_existing_file_is_refused_and_stays(model: WaveNet, tmp_path: Path) -
         ({"seconds": 1e9}, "seconds="),
         ({"num_waveforms": 0}, "num=0"),
         ({"num_waveforms": 10_000}, "num=10000"),
+        ({"draft": WaveNet(vocabulary_size=256, **SIZES)}, "num=2: a draft"),
+        ({"draft": WaveNet(vocabulary_size=64, **SIZES), "num_waveforms": 1}, "64 token values"),
+        ({"draft": WaveNet(vocabulary_size=256, **SIZES), "num_waveforms": 1, "num_drafted": 0}, "drafted=0"),
         ({"audio_format": "exe"}, "names no audio format"),
     ],
 )
