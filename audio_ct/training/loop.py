@@ -36,6 +36,7 @@ from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint
+from audio_ct.training.finite import FiniteChecks
 from audio_ct.training.optimizer import clip_gradients, learning_rate, make_optimizer, update_every
 from audio_ct.training.progress import Progress
 from audio_ct.training.tracking import Tracker
@@ -83,7 +84,7 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
                 window = run.streams.window(run.step)
                 if window.fresh.any():
                     run.state = select_lanes(window.fresh.to(run.device), run.initial_state, run.state)
-                inputs, targets = window.inputs.to(run.device), window.targets.to(run.device)
+                inputs, targets = (_on_device(tokens, run.device) for tokens in (window.inputs, window.targets))
 
                 run.model.train()
                 with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
@@ -147,7 +148,7 @@ class _Run:
     store: TokenStore
     streams: Streams
     model: TokenModel
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     initial_state: State
     state: State
@@ -157,7 +158,8 @@ class _Run:
     not_finite_in_a_row: int = 0
     seconds: float = 0.0
     between_updates: bool = True
-    gradient_norm: float = math.nan
+    gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    checks: FiniteChecks = field(default_factory=FiniteChecks)
     meter: _Meter = field(default_factory=_Meter)
     saved_at: int = -1
     evaluated_at: int = -1
@@ -277,7 +279,8 @@ def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
         run.meter.sums = {name: value.to(run.device) for name, value in training["meter_sums"].items()}
         run.meter.count = training["meter_count"]
         run.not_finite, run.seconds = training["not_finite"], training["seconds"]
-        run.not_finite_in_a_row, run.gradient_norm = training["not_finite_in_a_row"], training["gradient_norm"]
+        run.not_finite_in_a_row = training["not_finite_in_a_row"]
+        run.gradient_norm = torch.tensor(training["gradient_norm"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise DamagedError(
             f"{loaded.path}: does not fit its own recipe: {' '.join(str(error).split())[:200]}"
@@ -300,42 +303,58 @@ def _describe(run: _Run) -> None:
 
 
 def _update(run: _Run) -> None:
-    """Clip and step; where a gradient is not finite, leave the parameters and reset the lanes that it came from."""
+    """Clip and step; a gradient that is not finite leaves the parameters as they are. A GPU is not waited for."""
     run.scaler.unscale_(run.optimizer)
-    norms = clip_gradients(run.model, run.recipe.training.gradient_clip_norm)
-    run.gradient_norm, auxiliary_norm = (float(norm) for norm in norms)
-    if math.isfinite(run.gradient_norm) and math.isfinite(auxiliary_norm):
-        rate = learning_rate(run.recipe.optimizer, run.step - 1, run.num_steps)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        run.scaler.step(run.optimizer)
-        run.not_finite_in_a_row = 0
-    else:
+    norms = torch.stack(clip_gradients(run.model, run.recipe.training.gradient_clip_norm))
+    run.gradient_norm = norms[0]
+    is_finite = norms.isfinite().all()
+    rate = learning_rate(run.recipe.optimizer, run.step - 1, run.num_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    # What torch's own gradient scaler tells a fused optimiser: where it is 1, the step does nothing.
+    run.optimizer.found_inf = 1 - is_finite.float()  # type: ignore[attr-defined]
+    run.optimizer.step()
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.checks.add(run.step, is_finite)
+    _settle(run, all_of_them=False)
+
+
+def _settle(run: _Run, *, all_of_them: bool) -> None:
+    """Count the updates that were not finite and reset the lanes that are not; too many in a row stop the run."""
+    for step, is_finite in run.checks.settled(all_of_them=all_of_them):
+        if is_finite:
+            run.not_finite_in_a_row = 0
+            continue
         run.not_finite += 1
         run.not_finite_in_a_row += 1
         finite = [tensor.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for tensor in run.state.values()]
         run.state = select_lanes(torch.stack(finite).all(dim=0), run.state, run.initial_state)
         run.meter = _Meter()
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.not_finite_in_a_row >= run.recipe.training.max_not_finite:
-        names = ", ".join(sorted(set(run.streams.recordings_at(run.step - 1))))
-        raise NotFiniteError(
-            f"loss or gradient not finite in {run.not_finite_in_a_row} updates in a row, last at step {run.step - 1} "
-            f"on recordings {names[:300]}; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate} or use "
-            "training.precision=bfloat16. The last checkpoint is intact."
-        )
+        if run.not_finite_in_a_row >= run.recipe.training.max_not_finite:
+            names = ", ".join(sorted(set(run.streams.recordings_at(step - 1))))
+            raise NotFiniteError(
+                f"loss or gradient not finite in {run.not_finite_in_a_row} updates in a row, last at step {step - 1} "
+                f"on recordings {names[:300]}; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate} or "
+                "use training.precision=bfloat16. The last checkpoint is intact."
+            )
+
+
+def _on_device(tokens: Tensor, device: torch.device) -> Tensor:
+    """Return tokens on the device; they travel to a GPU while it works."""
+    return tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens
 
 
 def _log(run: _Run) -> dict[str, float | None]:
-    """Record the means since the last log and return them."""
+    """Record the means since the last log and return them; here a GPU is waited for."""
+    _settle(run, all_of_them=True)
     means = run.meter.means() if run.meter.count else {}
     run.meter = _Meter()
     nats = means.pop("loss_nats", None)
     metrics: dict[str, float | None] = {
         "training_bits_per_sample": None if nats is None else nats / math.log(2),
         **means,
-        "gradient_norm": run.gradient_norm,
+        "gradient_norm": float(run.gradient_norm),
         "learning_rate": run.optimizer.param_groups[0]["lr"],
         "tokens_per_second": run.tokens_per_second,
         "updates_not_finite": float(run.not_finite),
@@ -411,6 +430,7 @@ def _sample(run: _Run) -> None:
 
 
 def _save(run: _Run) -> None:
+    _settle(run, all_of_them=True)
     path = checkpoint.save(
         run.folder / "checkpoints",
         step=run.step,
@@ -425,7 +445,7 @@ def _save(run: _Run) -> None:
             "meter_count": run.meter.count,
             "not_finite": run.not_finite,
             "not_finite_in_a_row": run.not_finite_in_a_row,
-            "gradient_norm": run.gradient_norm,
+            "gradient_norm": float(run.gradient_norm),
             "seconds": run.seconds,
         },
         recipe=run.recipe.to_yaml(),
