@@ -66,6 +66,7 @@ class TransformerXLRecipe(Section):
     norm: Literal["pre", "post"] = "pre"
     front_dilations: list[Positive] = []
     short_convolution_width: NonNegative = 0
+    attention_kernel: Literal["auto", "fused", "plain"] = "auto"
     linear_prediction: LinearPredictionRecipe | None = None
 
     @model_validator(mode="after")
@@ -164,6 +165,8 @@ class TrainingRecipe(Section):
     num_threads: NonNegative = 0
     """CPU threads; 0 leaves torch's choice. A resumed run is bit for bit the same only on as many threads."""
     compile: bool = False
+    recompute_activations: bool = False
+    """Keep each layer's inputs only, compute its inside again in the backward pass: less memory, a third more work."""
 
     @model_validator(mode="after")
     def _schedule_begins(self) -> "TrainingRecipe":

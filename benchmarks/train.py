@@ -105,6 +105,7 @@ class Training:
         torch.manual_seed(0)
         training = recipe.training
         self.model = build_model(recipe.model, VOCABULARY_SIZE).to(device).train()
+        self.model.recompute_activations = training.recompute_activations
         self.parameters = num_parameters(self.model)
         self.batch_size, self.window_length = training.batch_size, training.window_length
         self.precision, self.compiled = training.precision, training.compile

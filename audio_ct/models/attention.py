@@ -3,6 +3,8 @@
 Shape suffixes: B batch, H heads, T queries, S keys, D head size, E = D + number of sinusoids, M model size.
 """
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from audio_ct.models.positions import rotate_query
+
+Kernel = Literal["auto", "fused", "plain"]
 
 
 class RelativeAttention(nn.Module):
@@ -21,13 +25,15 @@ class RelativeAttention(nn.Module):
     Args:
         d_model: size of inputs and outputs.
         num_heads: number of heads; divides d_model.
+        kernel: how the product is computed, see `dot_product_attention`.
 
     Source: Dai et al. 2019, section 3.3. u and v are this layer's own. R holds as many sinusoids as a head has
     channels, not d_model, so that E = 2 D stays within what fused kernels take.
     """
 
-    def __init__(self, d_model: int, num_heads: int) -> None:
+    def __init__(self, d_model: int, num_heads: int, kernel: Kernel = "auto") -> None:
         super().__init__()
+        self.kernel: Kernel = kernel
         self.num_heads = num_heads
         self.d_head = d_head = d_model // num_heads
         self.num_sinusoids = d_head + d_head % 2
@@ -58,7 +64,7 @@ class RelativeAttention(nn.Module):
         self, q: Float[Tensor, "b h t e"], k: Float[Tensor, "b h s e"], v: Float[Tensor, "b h s d"]
     ) -> Float[Tensor, "b t m"]:
         """Return the attention's output, through the output projection; the queries are the last t of the s keys."""
-        out_BHTD = dot_product_attention(q, k, v, causal=True)
+        out_BHTD = dot_product_attention(q, k, v, causal=True, kernel=self.kernel)
         return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
 
     def cache(
@@ -118,27 +124,35 @@ def attend_by_content(
     query = F.linear(h.detach(), attention.query.weight.detach())
     key, value = F.linear(context, attention.key_value.weight.detach()).chunk(2, dim=-1)
     q_BHTD, k_BHSD, v_BHSD = (rearrange(x, "b t (h d) -> b h t d", h=attention.num_heads) for x in (query, key, value))
-    return dot_product_attention(q_BHTD * attention.d_head**-0.5, k_BHSD, v_BHSD, causal=False)
+    scaled_BHTD = q_BHTD * attention.d_head**-0.5
+    return dot_product_attention(scaled_BHTD, k_BHSD, v_BHSD, causal=False, kernel=attention.kernel)
 
 
 def dot_product_attention(
-    q: Float[Tensor, "b h t e"], k: Float[Tensor, "b h s e"], v: Float[Tensor, "b h s d"], *, causal: bool
+    q: Float[Tensor, "b h t e"],
+    k: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s d"],
+    *,
+    causal: bool,
+    kernel: Kernel = "auto",
 ) -> Float[Tensor, "b h t d"]:
     """Return the softmax over q . k applied to v; scaling is the caller's.
 
-    On CUDA by a fused kernel, which makes no tensor of [batch, head, query, key] and wants values as wide as keys. On a
-    CPU plain products are 3.7 times as fast (docs/log.md); under autocast they round scores and weights to its type, so
-    a checkpoint's bits may differ by some 0.001 between the two.
+    A fused kernel makes no tensor of [batch, head, query, key] and wants values as wide as keys. On a CPU plain
+    products are several times as fast (`python -m benchmarks.attention`); under autocast they round scores and weights
+    to its type, so a checkpoint's bits may differ by some 0.001 between the two.
 
     Args:
         q: queries.
         k: keys; the last t are the queries' own samples.
         v: values.
         causal: hide from each query the keys behind its own; the older ones are seen by all.
+        kernel: "fused" by torch's scaled_dot_product_attention, "plain" by matrix products; "auto" is fused on CUDA and
+            plain on a CPU.
     """
     num_queries, num_keys = q.shape[2], k.shape[2]
     causal = causal and num_queries > 1
-    if q.is_cuda:
+    if kernel == "fused" or (kernel == "auto" and q.is_cuda):
         mask = causal_lower_right(num_queries, num_keys) if causal else None
         padded = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
         return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=1.0)[..., : v.shape[-1]]

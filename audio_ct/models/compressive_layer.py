@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from audio_ct.models.attention import RelativeAttention
+from audio_ct.models.attention import Kernel, RelativeAttention
 from audio_ct.models.compression import ConvolutionCompression
 from audio_ct.models.convolution import ShortConvolution
 
@@ -19,10 +19,11 @@ class CompressiveLayer(nn.Module):
         pre_norm: bool,
         compression_rate: int,
         short_convolution_width: int,
+        attention_kernel: Kernel,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.attention = RelativeAttention(d_model, num_heads)
+        self.attention = RelativeAttention(d_model, num_heads, attention_kernel)
         self.attention_norm = nn.LayerNorm(d_model)
         self.expand_contract = nn.Sequential(nn.Linear(d_model, d_ff), nn.GELU(), nn.Linear(d_ff, d_model))
         self.feed_forward_norm = nn.LayerNorm(d_model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
+from audio_ct.models.attention import Kernel
 from audio_ct.models.compression import attention_reconstruction_loss
 from audio_ct.models.compressive_layer import CompressiveLayer
 from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
@@ -44,6 +45,7 @@ class CompressiveTransformer(TokenModel):
         front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
             layers' output together go through WaveNet's head. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
+        attention_kernel: "fused", "plain" or by device "auto" (see `attention.dot_product_attention`).
         linear_prediction: backward-adaptive predictors to start from, whose frame length divides segment_length; none
             in the paper.
 
@@ -67,6 +69,7 @@ class CompressiveTransformer(TokenModel):
         norm: Literal["pre", "post"] = "pre",
         front_dilations: Sequence[int] = (),
         short_convolution_width: int = 0,
+        attention_kernel: Kernel = "auto",
         linear_prediction: LinearPredictionSettings | None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +101,7 @@ class CompressiveTransformer(TokenModel):
                 pre_norm=norm == "pre",
                 compression_rate=compression_rate if compressed_memory_length else 0,
                 short_convolution_width=short_convolution_width,
+                attention_kernel=attention_kernel,
             )
             for _ in range(num_layers)
         )
@@ -176,18 +180,24 @@ class CompressiveTransformer(TokenModel):
     def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         new_state = dict(state)
         losses: list[Tensor] = []
-        sinusoids, rotation = self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
-        for i, layer in enumerate(self.layers):
-            past = self._past(i, state)
-            x, queue = self._attention_input(i, h, state)
-            k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), sinusoids)
-            attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v)
-            h = layer.feed_forward(h, attended)
-            memories, old_mem, compressed = self._remember(i, x, state)
-            new_state |= memories | queue
-            if self.training and compressed is not None:
-                losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
+        for i in range(len(self.layers)):
+            h, changes, reconstruction = self._recomputed(self._layer, i, h, state)
+            new_state |= changes
+            losses.extend(reconstruction)
         return h, new_state, losses
+
+    def _layer(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        """Return (layer i's output for a segment, what it changes of the state, its reconstruction loss if any)."""
+        layer, past = self.layers[i], self._past(i, state)
+        sinusoids, rotation = self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
+        x, queue = self._attention_input(i, h, state)
+        k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), sinusoids)
+        attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v)
+        memories, old_mem, compressed = self._remember(i, x, state)
+        losses = []
+        if self.training and compressed is not None:
+            losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
+        return layer.feed_forward(h, attended), memories | queue, losses
 
     def open_cache(self, state: State, offset: int) -> State:
         """Return a state with caches of a segment, the memories' keys and values in place (see the base class)."""

@@ -18,11 +18,14 @@ back, which is all that taking samples back means.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 State = dict[str, Tensor]
 
@@ -54,12 +57,14 @@ class TokenModel(nn.Module, ABC):
         cache_length: samples that caches hold; a multiple of segment_length.
         adapt_every: `open_cache` and `close_cache` change something at multiples of this many samples only; divides
             cache_length.
+        recompute_activations: in training keep each layer's inputs only, and compute its inside again for the gradient.
     """
 
     vocabulary_size: int
     segment_length: int
     cache_length: int
     adapt_every: int
+    recompute_activations: bool = False
 
     @abstractmethod
     def initial_state(
@@ -82,6 +87,12 @@ class TokenModel(nn.Module, ABC):
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
         return []
+
+    def _recomputed(self, layer: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a layer does with arguments; see `recompute_activations`."""
+        if not (self.recompute_activations and torch.is_grad_enabled()):
+            return layer(*arguments)
+        return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     @abstractmethod
     def open_cache(self, state: State, offset: int) -> State:

@@ -93,7 +93,7 @@ class WaveNet(TokenModel):
         skips = h.new_zeros(())
         for i, layer in enumerate(self.layers):
             queue = state[f"queue.{i}"]
-            h, skip, new_queue = layer(h, queue.to(h.dtype))
+            h, skip, new_queue = self._recomputed(layer, h, queue.to(h.dtype))
             skips = skips + skip
             state[f"queue.{i}"] = new_queue.detach().to(queue.dtype)
         return ModelOutput(self._logits(skips, predicted), state)

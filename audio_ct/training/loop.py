@@ -199,6 +199,7 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
     )
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, store.vocabulary_size).to(device)
+    model.recompute_activations = training.recompute_activations
     initial = model.initial_state(training.batch_size, device)
     run = _Run(
         recipe=recipe,

@@ -312,6 +312,27 @@ def test_every_parameter_learns(model: TokenModel) -> None:
     assert num_parameters(model) == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(model: TokenModel) -> None:
+    model.train()
+    found = []
+    for model.recompute_activations in (False, True):
+        model.zero_grad()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(tokens(), start(model))
+        (output.logits.square().sum() + sum(output.auxiliary_losses.values())).backward()
+        found.append((sum(kept.values()), [parameter.grad for parameter in model.parameters()]))
+    (plain_bytes, plain), (bytes_, recomputed) = found
+    for expected, got in zip(plain, recomputed, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    assert bytes_ < plain_bytes
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_the_states_dtype(model: TokenModel, precision: torch.dtype) -> None:
     model.float()

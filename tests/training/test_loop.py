@@ -191,7 +191,9 @@ def test_the_loop_against_a_slow_reading_of_it(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Adam turns rounding of a gradient near 0 into a visible step; plain descent does not.
-    monkeypatch.setattr(loop, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0, fused=True))
+    monkeypatch.setattr(
+        loop, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    )
     settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
     got = checkpoint.load(train(settings, tmp_path))
 
