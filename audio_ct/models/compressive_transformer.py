@@ -21,7 +21,7 @@ from audio_ct.models.attention import Kernel
 from audio_ct.models.compression import attention_reconstruction_loss
 from audio_ct.models.compressive_layer import CompressiveLayer
 from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
-from audio_ct.models.interface import READ_AHEAD, ModelOutput, State, TokenModel, is_cut, slots, without_caches
+from audio_ct.models.interface import READ_AHEAD, ModelOutput, State, TokenModel, compact, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 from audio_ct.models.memory import context_positions, push
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
@@ -175,7 +175,7 @@ class CompressiveTransformer(TokenModel):
             outputs.append(output)
             losses.extend(reconstruction)
         auxiliary = {"attention_reconstruction": torch.stack(losses).mean()} if losses else {}
-        return ModelOutput(self._logits(torch.cat(outputs, dim=1), skips, predicted), state, auxiliary)
+        return ModelOutput(self._logits(torch.cat(outputs, dim=1), skips, predicted), compact(state), auxiliary)
 
     def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         new_state = dict(state)

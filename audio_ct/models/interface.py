@@ -163,6 +163,14 @@ def without_caches(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith("cache.")}
 
 
+def compact(state: State) -> State:
+    """Return the same state in tensors of their own, always laid out alike: a compiled model is compiled once.
+
+    What a window leaves is mostly the end of a longer tensor.
+    """
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
 def select_lanes(lanes: Bool[Tensor, " batch"], chosen: State, other: State) -> State:
     """Return a state with `chosen`'s tensors in the marked lanes and `other`'s in the rest, between segments."""
     assert not is_cut(chosen), "lanes are chosen between segments"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.models.convolution import GatedConvolution, caches_to_queues, queues_to_caches
-from audio_ct.models.interface import ModelOutput, State, TokenModel, is_cut, slots, without_caches
+from audio_ct.models.interface import ModelOutput, State, TokenModel, compact, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 
 # Samples between two copies of the queues when sampling without linear prediction.
@@ -96,7 +96,7 @@ class WaveNet(TokenModel):
             h, skip, new_queue = self._recomputed(layer, h, queue.to(h.dtype))
             skips = skips + skip
             state[f"queue.{i}"] = new_queue.detach().to(queue.dtype)
-        return ModelOutput(self._logits(skips, predicted), state)
+        return ModelOutput(self._logits(skips, predicted), compact(state))
 
     def open_cache(self, state: State, offset: int) -> State:
         """Return a state with caches of the queues (see the base class)."""

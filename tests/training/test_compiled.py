@@ -1,0 +1,75 @@
+"""A compiled model is compiled once, whatever windows follow, and trains like one that isn't.
+
+The shape checks that all tests run under cannot be compiled, so this file is run as a program of its own.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.interface import TokenModel, select_lanes
+from audio_ct.models.linear_prediction import LinearPredictionSettings
+from audio_ct.models.wavenet import WaveNet
+
+VOCABULARY, WINDOW = 16, 16
+
+
+def compressive_transformer() -> TokenModel:
+    sizes = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 16, "segment_length": 8, "memory_length": 8}
+    memory = {"compressed_memory_length": 4, "compression_rate": 2}
+    return CompressiveTransformer(vocabulary_size=VOCABULARY, **sizes, **memory, front_dilations=[1])
+
+
+def wavenet() -> TokenModel:
+    sizes = {"num_stacks": 1, "layers_per_stack": 2, "residual_channels": 8, "skip_channels": 8}
+    settings = LinearPredictionSettings(order=4, windows=[20, 5], frame_length=4)
+    return WaveNet(vocabulary_size=VOCABULARY, **sizes, linear_prediction=settings)
+
+
+def losses(model: TokenModel, precision: torch.dtype, *, compiled: bool) -> list[float]:
+    """Return the loss of windows with the state carried, a lane reset before the fourth, and plain descent."""
+    random = torch.Generator().manual_seed(0)
+    forward = torch.compile(model) if compiled else model
+    parameters = list(model.parameters())
+    initial = state = model.initial_state(2)
+    found = []
+    for window in range(5):
+        stream = torch.randint(VOCABULARY, (2, WINDOW + 1), generator=random)
+        if window == 3:
+            state = select_lanes(torch.tensor([True, False]), initial, state)
+        with torch.autocast("cpu", precision):
+            output = forward(stream[:, :-1], state)
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), stream[:, 1:].flatten())
+        gradients = torch.autograd.grad(loss + sum(output.auxiliary_losses.values(), torch.zeros(())), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= gradient
+        state = output.state
+        found.append(loss.item())
+    return found
+
+
+def main(kind: str, precision: str) -> None:
+    """Fail where a model is compiled twice or trains otherwise."""
+    torch._dynamo.config.error_on_recompile = True
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = compressive_transformer() if kind == "compressive_transformer" else wavenet()
+        found.append(losses(model, getattr(torch, precision), compiled=compiled))
+    assert found[1] == pytest.approx(found[0], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["compressive_transformer", "wavenet"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_model_is_compiled_once_and_trains_alike(kind: str, precision: str) -> None:
+    done = subprocess.run([sys.executable, __file__, kind, precision], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
