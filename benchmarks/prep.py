@@ -4,10 +4,12 @@
 
 The recordings are made here, the same ones every time: noise with a voice's spectrum, syllables and pauses. Worker
 processes are started before time is taken, as they are after the first moments of a real corpus. FLAC decoding and
-resampling alone are timed beside it: the whole cannot be faster than they are one after the other.
+resampling alone are timed beside it: the whole cannot be faster than they are one after the other. Then training
+windows are read from the store that was made: what a training step must not wait for.
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +22,9 @@ import soundfile
 import soxr
 import torch
 
+from audio_ct.audio.mu_law import silence_token
+from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.streams import Streams
 from benchmarks import measure
 from benchmarks.bars import judge
 from benchmarks.measure import Build, Row
@@ -89,6 +94,42 @@ class Decoding:
                 soxr.resample(waveform, rate_hz, self._rate_hz)
 
 
+class Reading:
+    """Training windows of so many lanes from a store; a call reads the next one."""
+
+    def __init__(self, store: Path, lanes: int, window_length: int) -> None:
+        self._streams = Streams(
+            TokenStore.open(store),
+            "train",
+            num_lanes=lanes,
+            window_length=window_length,
+            seed=0,
+            reset_every_windows=256,
+            start_token=silence_token(8),
+        )
+        self._steps = itertools.count()
+        self.lanes, self.tokens = lanes, lanes * window_length
+
+    def __call__(self) -> None:
+        """Read a window of every lane."""
+        self._streams.window(next(self._steps))
+
+
+def measure_reading(store: Path, *, repeats: int) -> list[Row]:
+    """Return how many tokens a second are read for training, a thread alone, at the sizes of two recipes."""
+    sizes = {"recipes/small": (4, 256), "recipes/paper": (32, 768)}
+    builds: dict[str, Build] = {name: partial(Reading, store, *size) for name, size in sizes.items()}
+    timings = measure.time_in_turns(builds, repeats=repeats, calls=20)
+    rows: list[Row] = []
+    for name, timing in timings.items():
+        seconds = timing.median_seconds or 1
+        about = {"name": f"windows as in {name}", "lanes": timing.subject.lanes, "milliseconds": 1e3 * seconds}
+        rows.append(about | {"tokens_per_second": timing.subject.tokens / seconds})
+    columns = {"name": "reading", "lanes": "lanes", "milliseconds": "ms", "tokens_per_second": "tokens/s"}
+    measure.show("Reading training windows", rows, columns)
+    return rows
+
+
 def measure_preparation(*, minutes: float, jobs: Sequence[int], repeats: int) -> Row:
     """Return how many times real time preparation runs for each number of jobs, and the bar for one core."""
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
@@ -101,6 +142,7 @@ def measure_preparation(*, minutes: float, jobs: Sequence[int], repeats: int) ->
         builds["decoding alone"] = partial(Decoding, source, None)
         builds["decoding and resampling alone"] = partial(Decoding, source, PrepOptions().sample_rate_hz)
         timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1)
+        reading = measure_reading(Path(temporary, f"store-{jobs[0]}"), repeats=repeats)
     rows: list[dict[str, Any]] = []
     for name, timing in timings.items():
         speed = timing.subject.audio_seconds / (timing.median_seconds or 1)
@@ -110,7 +152,7 @@ def measure_preparation(*, minutes: float, jobs: Sequence[int], repeats: int) ->
     measure.show("Preparation from 48 kHz FLAC", rows, COLUMNS)
     one = next((row for row in rows if row["jobs"] == 1 and row["name"].startswith("prepare")), None)
     value, note = (one["times_real_time_per_core"], None) if one else (None, "jobs=1 was not measured")
-    return {"rows": rows, "bars": [judge("preparation", value, note)]}
+    return {"rows": rows, "reading": reading, "bars": [judge("preparation", value, note)]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

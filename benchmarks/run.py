@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from audio_ct.recipe import load_recipe
-from benchmarks import measure, memory, prep, sample, train
+from audio_ct.recipe import CompressiveTransformerRecipe, load_recipe
+from benchmarks import attention, measure, memory, prep, sample, train
 from benchmarks.bars import BARS, CPU_BARS, judge
 from benchmarks.measure import Row
 
@@ -40,6 +40,7 @@ class Section:
 def cpu_sections(ceilings: Row) -> list[Section]:
     """Return what a CPU can show; sections without bars come last, in case time is up."""
     small = train.recipes_of(Path("recipes/small"))
+    of_small = next(recipe for recipe in small if isinstance(recipe.model, CompressiveTransformerRecipe))
     trial = train.plain_recipe(train.TRIAL_SIZES, batch_size=train.TRIAL_BATCH_SIZE)
     sampling_trial = train.plain_recipe(sample.TRIAL_SIZES)
     sampling_trial_settings: Any = {
@@ -67,6 +68,10 @@ def cpu_sections(ceilings: Row) -> list[Section]:
             partial(sample.sample_flat, sampling_trial, CPU, option="int8", seconds=[0, 60], repeats=5),
             ("cpu_sampling_flat",),
         ),
+        Section(
+            "attention",
+            partial(attention.measure_kernels, of_small.model, CPU, ceilings, batch_size=4, repeats=7),
+        ),
         Section("train_recipes", partial(train.train_recipes, small, CPU, ceilings, repeats=7, calls=1)),
         Section(
             "sample_recipes",
@@ -88,7 +93,7 @@ def gpu_sections(ceilings: Row) -> list[Section]:
     """Return what only a GPU can show: the same functions, at the paper's size."""
     paper = [recipe for recipe in train.recipes_of(Path("recipes/paper")) if recipe.model.kind != "transformer_xl"]
     compiled = [train.changed(recipe, training__compile=True) for recipe in paper]
-    ours = next(recipe for recipe in compiled if recipe.model.kind == "compressive_transformer")
+    ours = next(recipe for recipe in compiled if isinstance(recipe.model, CompressiveTransformerRecipe))
     return [
         Section(
             "gpu_train_paper",
@@ -111,6 +116,9 @@ def gpu_sections(ceilings: Row) -> list[Section]:
         ),
         Section(
             "gpu_train_reconstruction", partial(train.train_reconstruction, ours, GPU, ceilings, repeats=3, calls=2)
+        ),
+        Section(
+            "gpu_attention", partial(attention.measure_kernels, ours.model, GPU, ceilings, batch_size=16, repeats=7)
         ),
         Section("gpu_memory", partial(memory.gpu_peaks, paper, GPU, steps=10)),
     ]
