@@ -31,6 +31,9 @@ MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings unt
 WeightsOption = Annotated[
     Literal["float32", "bfloat16", "int8"], typer.Option("--weights", help="Round the model's weights to this type.")
 ]
+MemoryOption = Annotated[
+    Literal["float32", "bfloat16"], typer.Option("--memory", help="Type of what is kept of the past.")
+]
 StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
 
 
@@ -199,9 +202,7 @@ def sample(
         typer.Option(help="Compile the step first; by default from 2 seconds of audio on.", show_default=False),
     ] = None,
     weights: WeightsOption = "float32",
-    memory: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Type of what is kept of the past.")
-    ] = "float32",
+    memory: MemoryOption = "float32",
     draft: Annotated[
         Path | None, typer.Option(help="A faster model's checkpoint for speculative sampling: same distribution.")
     ] = None,
@@ -267,15 +268,31 @@ def evaluate(
     ] = None,
     cold_start_samples: ColdStartSamples = 1024,
     store: StorePath = None,
+    weights: WeightsOption = "float32",
+    memory: MemoryOption = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure bits per sample of a checkpoint."""
+    """Measure bits per sample of a checkpoint; rounded, if asked to, as `sample` rounds it."""
+    from dataclasses import replace
+
+    import torch
+
     from audio_ct.evaluation.comparison import evaluate as measure
     from audio_ct.evaluation.comparison import summary
     from audio_ct.pretrained import choose_device, load
+    from audio_ct.sampling.weights import with_weights
 
     model = load(checkpoint, choose_device())
-    _, result = measure(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
+    if weights != "float32":
+        model = replace(model, model=with_weights(model.model, weights))
+    _, result = measure(
+        model,
+        split=split,
+        max_tokens=max_tokens,
+        cold_start_samples=cold_start_samples,
+        store=store,
+        memory=getattr(torch, memory),
+    )
     figures = summary(result, split)
     if as_json:
         # One recording gives no interval; JSON has no infinity.

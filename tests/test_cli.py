@@ -86,6 +86,34 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
         assert done.stderr == ""
 
 
+def test_a_fast_engine_through_the_command(
+    command: Command, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, draft = runs["compressive_transformer"], runs["wavenet"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rounded = ["--weights", "int8", "--memory", "bfloat16"]
+    arguments = ["--out", tmp_path / "fast", "--seconds", 0.02, "--compiled", *rounded]
+    status, out, err = command("sample", run, *arguments)
+    assert status == 0, err
+    assert (len(out.splitlines()), len(list((tmp_path / "cache/audio-ct/steps").glob("*.pt2")))) == (1, 1)
+    drafted = ["--draft", draft, "--drafted", 2]
+    status, _, err = command("sample", run, "--out", tmp_path / "drafted", "--seconds", 0.02, *drafted)
+    assert status == 0, err
+    (sidecar,) = (tmp_path / "drafted").glob("*.json")
+    about = json.loads(sidecar.read_text())
+    assert about["draft"].startswith("wavenet/")
+    assert about["engine"]["num_drafted"] == 2
+    status, _, err = command("sample", run, "--out", tmp_path / "two", "--num", 2, *drafted)
+    assert (status, "num=2" in err, err.count("\n")) == (2, True, 1)
+
+    bits = []
+    for options in ([], rounded):
+        status, out, err = command("evaluate", run, "--max-tokens", 1, "--json", *options)
+        assert status == 0, err
+        bits.append(json.loads(out)["bits_per_sample"])
+    assert 0 < abs(bits[0] - bits[1]) < 0.05
+
+
 def test_a_wrong_recipe_stops_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     code = (

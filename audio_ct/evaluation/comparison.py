@@ -69,7 +69,13 @@ class ComparisonOptions:
 
 
 def evaluate(
-    model: Pretrained, *, split: str, max_tokens: int | None, cold_start_samples: int, store: Path | None = None
+    model: Pretrained,
+    *,
+    split: str,
+    max_tokens: int | None,
+    cold_start_samples: int,
+    store: Path | None = None,
+    memory: torch.dtype = torch.float32,
 ) -> tuple[TokenStore, Likelihood]:
     """Return the store and the likelihood of one model on a split of the corpus that it was trained on.
 
@@ -94,6 +100,7 @@ def evaluate(
         cold_start_samples=cold_start_samples,
         device=device,
         precision=getattr(torch, model.recipe.training.precision),
+        memory=memory,
     )
 
 

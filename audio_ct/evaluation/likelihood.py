@@ -79,6 +79,7 @@ def likelihood(
     cold_start_samples: int,
     device: torch.device,
     precision: torch.dtype,
+    memory: torch.dtype = torch.float32,
 ) -> Likelihood:
     """Score recordings of a split under a model.
 
@@ -96,6 +97,7 @@ def likelihood(
         cold_start_samples: first samples of each recording that are scored apart.
         device: where the model is.
         precision: of autocast; float32 for none.
+        memory: type of the states.
 
     Raises:
         InputError: if no recording is longer than the cold start.
@@ -113,7 +115,7 @@ def likelihood(
     # The longest first, so that the last rows end at about the same time.
     waiting = deque(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
     reading: list[tuple[int, int] | None] = [(waiting.popleft(), 0) for _ in range(num_lanes)]
-    initial = model.initial_state(num_lanes, device)
+    initial = model.initial_state(num_lanes, device, memory)
     state = initial
     began = time.perf_counter()
     while any(reading):
