@@ -102,10 +102,17 @@ class RelativeAttention(nn.Module):
         k_BHTD, v_BHTD = (self._heads(part) for part in self.key_value(x).chunk(2, dim=-1))
         keys.index_copy_(3, slots, k_BHTD.transpose(-1, -2).to(keys.dtype))
         values.index_copy_(2, slots, v_BHTD.to(values.dtype))
-        content_BHTD, rotated_BHTS = self.queries(x, rotation).split([self.d_head, self.num_sinusoids], dim=-1)
-        scores_BHTS = content_BHTD @ keys.to(x.dtype) + rotated_BHTS @ sinusoids.to(x.dtype) + hidden.to(x.dtype)
-        out_BHTD = scores_BHTS.softmax(dim=-1) @ values.to(x.dtype)
-        return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
+        q_BHTE = self.queries(x, rotation)
+        positions_BHTS = q_BHTE[..., self.d_head :] @ sinusoids.to(x.dtype) + hidden.to(x.dtype)
+        # The caches' type is converted within the product with one sample; with several it would make a copy of them.
+        at_once = 1 if keys.dtype != x.dtype else x.shape[1]
+        outs = []
+        for content, positions in zip(
+            q_BHTE[..., : self.d_head].split(at_once, dim=2), positions_BHTS.split(at_once, dim=2), strict=True
+        ):
+            weights = (content @ keys.to(x.dtype) + positions).softmax(dim=-1)
+            outs.append(weights @ values.to(x.dtype))
+        return self.output(rearrange(torch.cat(outs, dim=2), "b h t d -> b t (h d)"))
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
