@@ -191,7 +191,8 @@ class CompressiveTransformer(TokenModel):
         layer, past = self.layers[i], self._past(i, state)
         sinusoids, rotation = self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
         x, queue = self._attention_input(i, h, state)
-        k, v = layer.attention.keys_values(torch.cat([past, x.to(past.dtype)], dim=1), sinusoids)
+        dtype = self.embedding.weight.dtype
+        k, v = layer.attention.keys_values(torch.cat([past.to(dtype), x.to(dtype)], dim=1), sinusoids)
         attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v)
         memories, old_mem, compressed = self._remember(i, x, state)
         losses = []

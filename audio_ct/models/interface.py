@@ -152,9 +152,9 @@ def place(state: State) -> int:
 
 def slots(state: State, num_samples: int) -> Int[Tensor, " time"]:
     """Return which slots of the caches the next samples take, and move `cache.place` behind them."""
-    place = state["cache.place"]
-    taken = place[0] + torch.arange(num_samples, device=place.device)
-    place += num_samples
+    next_slot = state["cache.place"]
+    taken = next_slot[0] + torch.arange(num_samples, device=next_slot.device)
+    next_slot += num_samples
     return taken
 
 
@@ -168,7 +168,7 @@ def compact(state: State) -> State:
 
     What a window leaves is mostly the end of a longer tensor.
     """
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
 def select_lanes(lanes: Bool[Tensor, " batch"], chosen: State, other: State) -> State:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.models.convolution import GatedConvolution, caches_to_queues, queues_to_caches
-from audio_ct.models.interface import ModelOutput, State, TokenModel, compact, is_cut, slots, without_caches
+from audio_ct.models.interface import ModelOutput, State, TokenModel, compact, is_cut, place, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 
 # Samples between two copies of the queues when sampling without linear prediction.
@@ -84,6 +84,8 @@ class WaveNet(TokenModel):
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read a window of any length; with linear prediction, of whole frames (see the base class)."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole frames; see consume()"
+        if self.linear_prediction is None and is_cut(state):
+            state = self._closed(state, place(state))
         assert not is_cut(state), "forward reads from the start of a frame; see consume()"
         h, predicted = self.embedding(tokens), None
         state = dict(state)
@@ -124,9 +126,10 @@ class WaveNet(TokenModel):
 
     def close_cache(self, state: State, offset: int) -> State:
         """Return a state whose queues have moved on (see the base class)."""
-        if offset < self.cache_length:
-            return state
-        state = state | caches_to_queues(state, "queue.", self.cache_length)
+        return state if offset < self.cache_length else self._closed(state, offset)
+
+    def _closed(self, state: State, offset: int) -> State:
+        state = state | caches_to_queues(state, "queue.", offset)
         if self.linear_prediction is not None:
             state |= self.linear_prediction.close_cache(state)
         return without_caches(state)

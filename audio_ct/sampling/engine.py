@@ -52,7 +52,6 @@ class Stream:
 
     Attributes:
         caches: what `model.read` works on, from the first `open` on.
-        room: samples that may be read before the next `open`.
     """
 
     def __init__(self, model: TokenModel, device: torch.device, memory: torch.dtype) -> None:
@@ -123,11 +122,11 @@ class Sampler:
         self._step = _Step(model, filters)
         self._run: Callable[[], object] | None = None
         # What the step reads and writes, at the same addresses from the first to the last.
-        whole: Any = {"dtype": torch.int64, "device": self._device}
-        self._tokens = torch.zeros(num_waveforms, **whole)
-        self._cursor = torch.zeros(1, **whole)
+        integers: Any = {"dtype": torch.int64, "device": self._device}
+        self._tokens = torch.zeros(num_waveforms, **integers)
+        self._cursor = torch.zeros(1, **integers)
         self._uniforms = torch.zeros(BLOCK_SAMPLES, num_waveforms, device=self._device)
-        self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **whole)
+        self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **integers)
 
     @property
     def bytes_per_step(self) -> int:
@@ -175,7 +174,7 @@ class Sampler:
         arguments = (self._tokens, self._cursor, self._uniforms, self._block, self._stream.caches)
         if not self._compiled:
             return partial(self._step, *arguments)
-        return prepare(self._step, arguments, moved=[self._tokens, self._cursor, self._stream.caches["cache.place"]])
+        return prepare(self._step, arguments, restored=[self._tokens, self._cursor, self._stream.caches["cache.place"]])
 
 
 class _Step(nn.Module):

@@ -70,13 +70,13 @@ class SpeculativeSampler:
         self._streams = [Stream(each, self._device, getattr(torch, options.memory)) for each in (model, draft)]
         self._round = _Round(model, draft, num_drafted, filters)
         self._run: Callable[[], object] | None = None
-        whole: Any = {"dtype": torch.int64, "device": self._device}
-        self._token = torch.zeros(1, **whole)
-        self._at_most = torch.zeros(1, **whole)
+        integers: Any = {"dtype": torch.int64, "device": self._device}
+        self._token = torch.zeros(1, **integers)
+        self._at_most = torch.zeros(1, **integers)
         self._uniforms = torch.zeros(2 * num_drafted + 1, device=self._device)
-        self._drawn = torch.zeros(num_drafted + 1, **whole)
-        self._count = torch.zeros(1, **whole)
-        self._kept = torch.zeros(1, **whole)
+        self._drawn = torch.zeros(num_drafted + 1, **integers)
+        self._count = torch.zeros(1, **integers)
+        self._kept = torch.zeros(1, **integers)
 
     @torch.no_grad()
     def generate(
@@ -119,7 +119,7 @@ class SpeculativeSampler:
         arguments = (self._token, self._at_most, self._uniforms, self._drawn, self._count, self._kept, *caches)
         if not self._compiled:
             return partial(self._round, *arguments)
-        return prepare(self._round, arguments, moved=[self._token, *(each["cache.place"] for each in caches)])
+        return prepare(self._round, arguments, restored=[self._token, *(each["cache.place"] for each in caches)])
 
 
 class _Round(nn.Module):

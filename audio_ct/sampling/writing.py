@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def write_samples(
             model, draft, num_drafted=num_drafted, filters=filters, options=options, device=device
         )
     blocks = sampler.generate(num_samples=num_samples, start_token=silence_token(bits), seed=seed, prompt=prompt)
+    # Whatever fails, fails before there is a file.
+    blocks = chain([next(blocks)], blocks)
     made: list[list[np.ndarray]] = [[] for _ in paths]
     with ExitStack() as files:
         writers = [files.enter_context(AudioWriter(path, sample_rate_hz, overwrite=overwrite)) for path in paths]

@@ -29,6 +29,7 @@ from audio_ct.models.interface import State, TokenModel, num_parameters, select_
 from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.sampling.compiled import can_compile
 from audio_ct.sampling.engine import EngineOptions
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import write_samples
@@ -55,6 +56,7 @@ RESUME_MAY_CHANGE = {
     "training.evaluate_every_windows",
     "training.checkpoint_every_windows",
     "training.sample_every_windows",
+    "training.recompute_activations",
 }
 
 
@@ -83,7 +85,7 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
                 began = time.perf_counter()
                 window = run.streams.window(run.step)
                 if window.fresh.any():
-                    run.state = select_lanes(window.fresh.to(run.device), run.initial_state, run.state)
+                    run.state = select_lanes(_on_device(window.fresh, run.device), run.initial_state, run.state)
                 inputs, targets = (_on_device(tokens, run.device) for tokens in (window.inputs, window.targets))
 
                 run.model.train()
@@ -100,8 +102,12 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
                 run.between_updates = run.step % every == 0
                 if run.between_updates:
                     _update(run)
+                is_logged = run.step % recipe.training.log_every_windows == 0
+                if is_logged:
+                    # Here a GPU is waited for: what it has not done yet is part of the time.
+                    _settle(run, all_of_them=True)
                 run.seconds += time.perf_counter() - began
-                if run.step % recipe.training.log_every_windows == 0:
+                if is_logged:
                     progress.show(run.step, _log(run))
                 if run.between_updates and not stop.is_set():
                     _occasionally(run, is_last=False)
@@ -188,6 +194,8 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
         _check_same_run(recipe, store, loaded)
     device = choose_device()
     training = recipe.training
+    if training.sample_every_windows and recipe.sampling.compiled and not can_compile(device):
+        raise InputError("sampling.compiled=True: there is no compiler here; install g++, or set it to false.")
     streams = Streams(
         store,
         "train",
@@ -318,19 +326,26 @@ def _update(run: _Run) -> None:
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.checks.add(run.step, is_finite)
+    _reset_spoilt_lanes(run, is_finite)
     _settle(run, all_of_them=False)
 
 
+def _reset_spoilt_lanes(run: _Run, is_finite: Tensor) -> None:
+    """Reset lanes whose state is not finite, if the update was not; on a GPU without asking whether it was."""
+    if not is_finite.is_cuda and is_finite:
+        return
+    lanes = [tensor.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for tensor in run.state.values()]
+    run.state = select_lanes(torch.stack(lanes).all(dim=0) | is_finite, run.state, run.initial_state)
+
+
 def _settle(run: _Run, *, all_of_them: bool) -> None:
-    """Count the updates that were not finite and reset the lanes that are not; too many in a row stop the run."""
+    """Count the updates that were not finite; too many in a row stop the run."""
     for step, is_finite in run.checks.settled(all_of_them=all_of_them):
         if is_finite:
             run.not_finite_in_a_row = 0
             continue
         run.not_finite += 1
         run.not_finite_in_a_row += 1
-        finite = [tensor.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for tensor in run.state.values()]
-        run.state = select_lanes(torch.stack(finite).all(dim=0), run.state, run.initial_state)
         run.meter = _Meter()
         if run.not_finite_in_a_row >= run.recipe.training.max_not_finite:
             names = ", ".join(sorted(set(run.streams.recordings_at(step - 1))))
@@ -347,8 +362,7 @@ def _on_device(tokens: Tensor, device: torch.device) -> Tensor:
 
 
 def _log(run: _Run) -> dict[str, float | None]:
-    """Record the means since the last log and return them; here a GPU is waited for."""
-    _settle(run, all_of_them=True)
+    """Record the means since the last log and return them."""
     means = run.meter.means() if run.meter.count else {}
     run.meter = _Meter()
     nats = means.pop("loss_nats", None)
@@ -374,12 +388,13 @@ def _occasionally(run: _Run, is_last: bool) -> None:
     if due(training.evaluate_every_windows, run.evaluated_at):
         run.evaluated_at = run.step
         run.validation_bits = _validate(run)
-    if training.sample_every_windows and due(training.sample_every_windows, run.sampled_at):
-        run.sampled_at = run.step
-        _sample(run)
     if due(training.checkpoint_every_windows, run.saved_at):
         run.saved_at = run.step
         _save(run)
+    # Last, so that nothing is lost where it fails.
+    if training.sample_every_windows and due(training.sample_every_windows, run.sampled_at):
+        run.sampled_at = run.step
+        _sample(run)
 
 
 def _validate(run: _Run) -> float:

@@ -34,7 +34,9 @@ def clip_gradients(model: TokenModel, max_norm: float) -> tuple[Tensor, Tensor]:
     auxiliary = model.auxiliary_parameters()
     apart = {id(parameter) for parameter in auxiliary}
     task = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    return nn.utils.clip_grad_norm_(task, max_norm), nn.utils.clip_grad_norm_(auxiliary, max_norm)
+    norm = nn.utils.clip_grad_norm_(task, max_norm)
+    # Of no gradients torch returns a norm on the CPU.
+    return norm, nn.utils.clip_grad_norm_(auxiliary, max_norm) if auxiliary else torch.zeros_like(norm)
 
 
 def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:

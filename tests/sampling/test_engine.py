@@ -157,5 +157,5 @@ def test_rounded_memory_and_weights_make_other_samples_of_the_same_kind(model: T
 
 def test_without_a_compiler_the_remedy_is_named(model: TokenModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("audio_ct.sampling.compiled.can_compile", lambda device: False)
-    with pytest.raises(InputError, match="sample uncompiled"):
+    with pytest.raises(InputError, match="--no-compiled"):
         made(model, options=EngineOptions(compiled=True))
