@@ -206,7 +206,7 @@ def sample(
     draft: Annotated[
         Path | None, typer.Option(help="A faster model's checkpoint for speculative sampling: same distribution.")
     ] = None,
-    drafted: Annotated[int, typer.Option(help="Samples that it drafts in a round.")] = 3,
+    drafted: Annotated[int | None, typer.Option(min=1, help="Samples that it drafts in a round (3).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make audio files from a checkpoint; one seed and the same options give the same bytes (Ogg: but for a number)."""
@@ -218,6 +218,8 @@ def sample(
     from audio_ct.sampling.writing import write_samples
 
     _check_seconds(seconds)
+    if drafted is not None and draft is None:
+        raise InputError(f"drafted={drafted} is about --draft, which is not given; name a draft's run.")
     filters = Filters(temperature=temperature, top_k=top_k, top_p=top_p)
     device = choose_device()
     if compiled is None:
@@ -243,7 +245,7 @@ def sample(
             filters=filters,
             options=options,
             draft=None if drafting is None else drafting.model,
-            num_drafted=drafted,
+            num_drafted=drafted or 3,
             device=device,
             audio_format=audio_format,
             about={
@@ -272,7 +274,7 @@ def evaluate(
     memory: MemoryOption = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure bits per sample of a checkpoint; rounded, if asked to, as `sample` rounds it."""
+    """Measure bits per sample of a checkpoint, its weights and memories rounded if asked to."""
     from dataclasses import replace
 
     import torch

@@ -189,6 +189,7 @@ def test_the_first_run(
         (["sample", "RUN", "--out", "x", "--num", "0"], "num=0"),
         (["sample", "RUN", "--out", "x", "--format", "exe"], "no audio format"),
         (["sample", "RUN", "--out", "x", "--prompt", "nowhere.wav"], "nowhere.wav"),
+        (["sample", "RUN", "--out", "x", "--drafted", "2"], "drafted=2"),
         (["evaluate", "RUN", "--split", "dev"], "dev"),
         (["evaluate", "RUN", "--cold-start-samples", "99999999"], "cold_start_samples=99999999"),
         (["compare", "RUN", "RUN", "--out", "x", "--num", "0"], "num=0"),

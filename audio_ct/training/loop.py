@@ -165,7 +165,7 @@ class _Run:
     seconds: float = 0.0
     between_updates: bool = True
     gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
-    checks: FiniteChecks = field(default_factory=FiniteChecks)
+    checks: FiniteChecks = field(default_factory=lambda: FiniteChecks())
     meter: _Meter = field(default_factory=_Meter)
     saved_at: int = -1
     evaluated_at: int = -1

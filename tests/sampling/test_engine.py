@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,10 @@ def test_filters_reach_the_draw(model: TokenModel) -> None:
     assert torch.equal(made(model, filters=Filters(top_p=1e-6)), made(model, filters=Filters(temperature=0.0)))
 
 
+# Of torch's own making, while it compiles.
+compiling = pytest.mark.filterwarnings("ignore::Warning:torch")
+
+
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
@@ -119,6 +124,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "audio-ct/steps"
 
 
+@compiling
 @pytest.mark.parametrize("prompt", [None, [5] * 11])
 def test_a_compiled_step_makes_the_same_samples(
     model: TokenModel, prompt: list[int] | None, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +139,7 @@ def test_a_compiled_step_makes_the_same_samples(
         assert torch.equal(torch.cat(list(blocks), dim=1), expected)
 
 
+@compiling
 @pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
 def test_a_compiled_step_is_kept_without_its_weights(channels: int, is_kept: bool, cache_folder: Path) -> None:
     torch.manual_seed(0)
@@ -148,11 +155,40 @@ def test_a_compiled_step_is_kept_without_its_weights(channels: int, is_kept: boo
     assert (set(cache_folder.iterdir()) == kept) == is_kept
 
 
-def test_rounded_memory_and_weights_make_other_samples_of_the_same_kind(model: TokenModel) -> None:
-    for options in (EngineOptions(memory="bfloat16"), EngineOptions(weights="int8"), EngineOptions(weights="bfloat16")):
-        # 100 waveforms: those that rounding sends another way are few in their first samples.
-        got, expected = (made(model, num_waveforms=100, num_samples=5, **each) for each in ({"options": options}, {}))
-        assert (got == expected).all(dim=1).float().mean() > 0.8
+@compiling
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_compiled_step_is_compiled_again(
+    damage: str, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    sizes = {"num_stacks": 1, "layers_per_stack": 1, "residual_channels": 16, "skip_channels": 16}
+    model = WaveNet(vocabulary_size=VOCABULARY, **sizes)
+    made(model, options=EngineOptions(compiled=True))
+    (path,) = (tmp_path / "audio-ct/steps").iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
+    (again,) = (tmp_path / "audio-ct/steps").iterdir()
+    assert again.read_bytes() != bytes(content)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("memory", ["float32", "bfloat16"])
+def test_every_rounding_goes_on_after_a_prompt(model: TokenModel, weights: Any, memory: Any) -> None:
+    # The prompt fills memories and ends within a segment. Few of many waveforms are sent another way by rounding.
+    given: dict[str, Any] = {"num_waveforms": 64, "num_samples": 5, "prompt": torch.arange(14) % VOCABULARY}
+    sampler = Sampler(model, num_waveforms=64, options=EngineOptions(weights=weights, memory=memory))
+    (got,) = sampler.generate(num_samples=5, start_token=SILENCE, seed=0, prompt=given["prompt"])
+    assert (got == made(model, **given)).all(dim=1).float().mean() > 0.8
+    plain = Sampler(model, num_waveforms=64)
+    next(iter(plain.generate(num_samples=1, start_token=SILENCE, seed=0)))
+    # Fewer bytes in larger models; as small as this, 8-bit matrices are mostly padding.
+    assert (sampler.bytes_per_step != plain.bytes_per_step) == ((weights, memory) != ("float32", "float32"))
 
 
 def test_without_a_compiler_the_remedy_is_named(model: TokenModel, monkeypatch: pytest.MonkeyPatch) -> None:

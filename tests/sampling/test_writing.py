@@ -13,6 +13,7 @@ import torch
 from audio_ct.audio.mu_law import decode
 from audio_ct.errors import InputError
 from audio_ct.models.wavenet import WaveNet
+from audio_ct.sampling.engine import EngineOptions
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.prompt import read_prompt
 from audio_ct.sampling.writing import WrittenSample, write_samples
@@ -126,6 +127,15 @@ def test_values_out_of_range_are_named(model: WaveNet, tmp_path: Path, settings:
     with pytest.raises(InputError, match=message):
         write(model, tmp_path / "out", **settings)
     assert not list(tmp_path.rglob("*.wav"))
+
+
+def test_what_fails_before_the_first_sample_leaves_no_file(
+    model: WaveNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audio_ct.sampling.compiled.can_compile", lambda device: False)
+    with pytest.raises(InputError, match="--no-compiled"):
+        write(model, tmp_path, options=EngineOptions(compiled=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_and_pictures(model: WaveNet, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from audio_ct.recipe import Recipe, build_model, parse_recipe
 from audio_ct.tokens.store import Recording, TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint, loop
+from audio_ct.training.finite import BEHIND, FiniteChecks
 from audio_ct.training.loop import train
 
 LANES, WINDOW = 2, 32
@@ -344,6 +346,50 @@ def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     assert all(
         tensor.isfinite().all() for tensor in checkpoint.load(checkpoint.find(tmp_path, "newest")).weights.values()
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_trains_every_model_past_a_poisoned_window(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    poison(monkeypatch, {2}, state_too=True)
+    settings = recipe(store_path, MODELS[kind], f"training.precision={precision}", steps=8)
+    loaded = checkpoint.load(train(settings, tmp_path))
+    assert loaded.training is not None
+    assert loaded.training["not_finite"] >= 1
+    assert loaded.state is not None
+    assert all(tensor.isfinite().all() for tensor in (*loaded.weights.values(), *loaded.state.values()))
+
+
+class LateChecks(FiniteChecks):
+    """Answers as late as a GPU's may be."""
+
+    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, bool]]:
+        while self.pending and (all_of_them or len(self.pending) > BEHIND):
+            step, answer, _ = self.pending.popleft()
+            yield step, bool(answer)
+
+
+def test_late_answers_change_no_parameters(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {2, 3, 7}, state_too=True)
+    settings = recipe(store_path, COMPRESSIVE, "training.checkpoint_every_windows=4", steps=10)
+    at_once = checkpoint.load(train(settings, tmp_path / "at_once"))
+    monkeypatch.setattr(loop, "FiniteChecks", LateChecks)
+    late = checkpoint.load(train(settings, tmp_path / "late"))
+    assert_identical(late.weights, at_once.weights)
+    assert late.state is not None
+    assert at_once.state is not None
+    assert_identical(late.state, at_once.state)
+    assert late.training is not None
+    assert late.training["not_finite"] == 3
+    monkeypatch.undo()
+    poison(monkeypatch, {4, 5, 6})
+    monkeypatch.setattr(loop, "FiniteChecks", LateChecks)
+    settings = recipe(store_path, COMPRESSIVE, "training.max_not_finite=3", steps=20)
+    with pytest.raises(NotFiniteError, match="3 updates in a row, last at step 6 on recordings"):
+        train(settings, tmp_path / "stopped")
 
 
 def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:

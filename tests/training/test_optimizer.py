@@ -9,7 +9,7 @@ import torch
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.wavenet import WaveNet
 from audio_ct.recipe import OptimizerRecipe
-from audio_ct.training.optimizer import learning_rate, make_optimizer, update_every
+from audio_ct.training.optimizer import clip_gradients, learning_rate, make_optimizer, update_every
 
 
 def recipe(**changes: Any) -> OptimizerRecipe:
@@ -18,6 +18,16 @@ def recipe(**changes: Any) -> OptimizerRecipe:
 
 def rates(settings: OptimizerRecipe, num_steps: int) -> list[float]:
     return [learning_rate(settings, step, num_steps) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("compressed_memory_length", [0, 4])
+def test_norms_stay_on_the_device(compressed_memory_length: int) -> None:
+    sizes = {"num_layers": 1, "d_model": 8, "num_heads": 1, "d_ff": 8, "segment_length": 4, "memory_length": 4}
+    with torch.device("meta"):
+        model = CompressiveTransformer(vocabulary_size=4, **sizes, compressed_memory_length=compressed_memory_length)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        assert [norm.device.type for norm in clip_gradients(model, 1.0)] == ["meta", "meta"]
 
 
 def test_without_decay_it_rises_and_stays() -> None:
