@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from audio_ct.models.attention import dot_product_attention
+from audio_ct.models.attention import Causality, dot_product_attention
 from audio_ct.recipe import TransformerXLRecipe, load_recipe
 from benchmarks import measure
 from benchmarks.measure import Build, Row
@@ -52,10 +52,10 @@ class Products:
         torch.autograd.grad(out, self._inputs, torch.ones_like(out))
 
 
-def of_torch(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def of_torch(backend: SDPBackend, causality: Causality, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return attention by one of torch's kernels, which then may not choose another."""
     with sdpa_kernel(backend):
-        return dot_product_attention(q, k, v, causal=True, kernel="fused")
+        return dot_product_attention(q, k, v, causality=causality, kernel="fused")
 
 
 def flex(num_queries: int, num_keys: int, device: str) -> Attention:
@@ -84,10 +84,11 @@ def measure_kernels(
     wide = 2 * d_head + d_head % 2
     lead = (batch_size, model.num_heads)
     shapes = {"q": (*lead, num_queries, wide), "k": (*lead, num_keys, wide), "v": (*lead, num_keys, d_head)}
+    causality = Causality(num_queries, num_keys)
     kernels: dict[str, Callable[[], Attention]] = {
-        "plain": lambda: partial(dot_product_attention, causal=True, kernel="plain"),
-        "fused": lambda: partial(dot_product_attention, causal=True, kernel="fused"),
-        **{name: partial(partial, of_torch, backend) for name, backend in TORCHS_OWN.items()},
+        "plain": lambda: partial(dot_product_attention, causality=causality, kernel="plain"),
+        "fused": lambda: partial(dot_product_attention, causality=causality, kernel="fused"),
+        **{name: partial(partial, of_torch, backend, causality) for name, backend in TORCHS_OWN.items()},
         "flex": partial(flex, num_queries, num_keys, device.type),
     }
 

@@ -3,7 +3,8 @@
 Shape suffixes: B batch, H heads, T queries, S keys, D head size, E = D + number of sinusoids, M model size.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -15,6 +16,23 @@ from torch.nn.attention.bias import causal_lower_right
 from audio_ct.models.positions import rotate_query
 
 Kernel = Literal["auto", "fused", "plain"]
+
+# Scores [batch, head, query, key] up to which plain products are the faster ones on a CPU (docs/results.md).
+CPU_PLAIN_UP_TO = {torch.float32: 3e6, torch.bfloat16: 24e6, torch.float16: 24e6}
+
+
+class Causality:
+    """That the last queries of so many keys see no key behind their own: torch's lower-right mask for fused kernels.
+
+    It is made once, with the model: torch can compile what uses it, but not its making.
+    """
+
+    def __init__(self, num_queries: int, num_keys: int) -> None:
+        self.mask = causal_lower_right(num_queries, num_keys)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Causality":
+        """Return itself: it never changes, and torch cannot copy the mask."""
+        return self
 
 
 class RelativeAttention(nn.Module):
@@ -61,10 +79,14 @@ class RelativeAttention(nn.Module):
         return torch.cat([k_BHSD, sinusoids_BHSS], dim=-1), v_BHSD
 
     def attend(
-        self, q: Float[Tensor, "b h t e"], k: Float[Tensor, "b h s e"], v: Float[Tensor, "b h s d"]
+        self,
+        q: Float[Tensor, "b h t e"],
+        k: Float[Tensor, "b h s e"],
+        v: Float[Tensor, "b h s d"],
+        causality: Causality,
     ) -> Float[Tensor, "b t m"]:
         """Return the attention's output, through the output projection; the queries are the last t of the s keys."""
-        out_BHTD = dot_product_attention(q, k, v, causal=True, kernel=self.kernel)
+        out_BHTD = dot_product_attention(q, k, v, causality=causality, kernel=self.kernel)
         return self.output(rearrange(out_BHTD, "b h t d -> b t (h d)"))
 
     def cache(
@@ -132,7 +154,7 @@ def attend_by_content(
     key, value = F.linear(context, attention.key_value.weight.detach()).chunk(2, dim=-1)
     q_BHTD, k_BHSD, v_BHSD = (rearrange(x, "b t (h d) -> b h t d", h=attention.num_heads) for x in (query, key, value))
     scaled_BHTD = q_BHTD * attention.d_head**-0.5
-    return dot_product_attention(scaled_BHTD, k_BHSD, v_BHSD, causal=False, kernel=attention.kernel)
+    return dot_product_attention(scaled_BHTD, k_BHSD, v_BHSD, causality=None, kernel=attention.kernel)
 
 
 def dot_product_attention(
@@ -140,31 +162,35 @@ def dot_product_attention(
     k: Float[Tensor, "b h s e"],
     v: Float[Tensor, "b h s d"],
     *,
-    causal: bool,
+    causality: Causality | None,
     kernel: Kernel = "auto",
 ) -> Float[Tensor, "b h t d"]:
     """Return the softmax over q . k applied to v; scaling is the caller's.
 
     A fused kernel makes no tensor of [batch, head, query, key] and wants values as wide as keys. On a CPU plain
-    products are several times as fast (`python -m benchmarks.attention`); under autocast they round scores and weights
-    to its type, so a checkpoint's bits may differ by some 0.001 between the two.
+    products are up to three times as fast, as long as that tensor is not too large (`python -m benchmarks.attention`);
+    under autocast they round scores and weights to its type, so a checkpoint's bits may differ by some 0.001 between
+    the two.
 
     Args:
         q: queries.
         k: keys; the last t are the queries' own samples.
         v: values.
-        causal: hide from each query the keys behind its own; the older ones are seen by all.
+        causality: hides from each query the keys behind its own; the older ones are seen by all. None hides none.
         kernel: "fused" by torch's scaled_dot_product_attention, "plain" by matrix products; "auto" is fused on CUDA and
-            plain on a CPU.
+            what was measured to be faster on a CPU.
     """
+    if kernel == "auto":
+        num_scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+        kernel = "fused" if q.is_cuda or num_scores > CPU_PLAIN_UP_TO.get(q.dtype, math.inf) else "plain"
     num_queries, num_keys = q.shape[2], k.shape[2]
-    causal = causal and num_queries > 1
-    if kernel == "fused" or (kernel == "auto" and q.is_cuda):
-        mask = causal_lower_right(num_queries, num_keys) if causal else None
+    causality = causality if num_queries > 1 else None
+    if kernel == "fused":
+        mask = None if causality is None else causality.mask
         padded = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
         return F.scaled_dot_product_attention(q, k, padded, attn_mask=mask, scale=1.0)[..., : v.shape[-1]]
     scores = q @ k.transpose(-1, -2)
-    if causal:
+    if causality is not None:
         scores[..., num_keys - num_queries :] += causal_mask(num_queries, q.device).to(q.dtype)
     return scores.softmax(dim=-1) @ v
 

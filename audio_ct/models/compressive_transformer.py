@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.attention import Kernel
+from audio_ct.models.attention import Causality, Kernel
 from audio_ct.models.compression import attention_reconstruction_loss
 from audio_ct.models.compressive_layer import CompressiveLayer
 from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
@@ -114,8 +114,7 @@ class CompressiveTransformer(TokenModel):
                 vocabulary_size, linear_prediction, input_channels=d_model, output_channels=d_model
             )
         # Positions are the same in every segment: the segment begins at 0, memories stand before it.
-        attention = self.layers[0].attention
-        angular = frequencies(attention.num_sinusoids)
+        angular = frequencies(self.layers[0].attention.num_sinusoids)
         segment = torch.arange(segment_length + READ_AHEAD, dtype=torch.float64)
         past = context_positions(
             compressed_memory_length,
@@ -123,6 +122,7 @@ class CompressiveTransformer(TokenModel):
             compression_rate=compression_rate,
             compressed_positions=compressed_positions,
         )
+        self.causality = Causality(segment_length, self.num_past + segment_length)
         sinusoids = key_sinusoids(torch.cat([past, segment]), angular).T.contiguous()
         self.register_buffer("key_sinusoids", sinusoids.float(), persistent=False)
         self.register_buffer("query_rotation", query_rotation(segment, angular).float(), persistent=False)
@@ -193,7 +193,7 @@ class CompressiveTransformer(TokenModel):
         x, queue = self._attention_input(i, h, state)
         dtype = self.embedding.weight.dtype
         k, v = layer.attention.keys_values(torch.cat([past.to(dtype), x.to(dtype)], dim=1), sinusoids)
-        attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v)
+        attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v, self.causality)
         memories, old_mem, compressed = self._remember(i, x, state)
         losses = []
         if self.training and compressed is not None:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct.models.attention import Kernel, RelativeAttention, attend_by_content, causal_mask, dot_product_attention
+from audio_ct.models.attention import (
+    Causality,
+    Kernel,
+    RelativeAttention,
+    attend_by_content,
+    causal_mask,
+    dot_product_attention,
+)
 from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation, rotate_query
 
 
@@ -89,13 +96,14 @@ def test_attention_is_the_softmax_over_what_is_visible() -> None:
             columns = slice(4 * head, 4 * head + 4)
             expected[i, columns] = scores[head, i, :seen].softmax(-1) @ value[:seen, columns]
     q, k, v = factored(attention, h, context)
-    got = attention.attend(q, k, v)[0]
+    got = attention.attend(q, k, v, Causality(q.shape[2], k.shape[2]))[0]
     torch.testing.assert_close(got, expected @ attention.output.weight.T, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 9), (5, 5), (4, 13)])
 @pytest.mark.parametrize("causal", [True, False])
 def test_kernels_agree(num_queries: int, num_keys: int, causal: bool) -> None:
+    causality = Causality(num_queries, num_keys) if causal else None
     torch.manual_seed(0)
     q, k, v = (
         torch.randn(2, 3, length, width, dtype=torch.float64, requires_grad=True)
@@ -104,7 +112,7 @@ def test_kernels_agree(num_queries: int, num_keys: int, causal: bool) -> None:
     kernels: tuple[Kernel, ...] = ("plain", "fused", "auto")
     results = []
     for kernel in kernels:
-        out = dot_product_attention(q, k, v, causal=causal, kernel=kernel)
+        out = dot_product_attention(q, k, v, causality=causality, kernel=kernel)
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     for other in results[1:]:
         for expected, got in zip(results[0], other, strict=True):

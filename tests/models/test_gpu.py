@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct.models.attention import dot_product_attention
+from audio_ct.models.attention import Causality, dot_product_attention
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import TokenModel
 from audio_ct.models.linear_prediction import LinearPredictionSettings
@@ -100,13 +100,14 @@ def test_training_under_autocast_has_the_cpus_loss(name: str, precision: torch.d
 def test_fused_attention_and_its_gradients_are_the_plain_ones(
     dtype: torch.dtype, num_queries: int, num_keys: int, causal: bool
 ) -> None:
+    causality = Causality(num_queries, num_keys) if causal else None
     random = torch.Generator().manual_seed(0)
     shapes = ((2, 3, num_queries, 64), (2, 3, num_keys, 64), (2, 3, num_keys, 32))
     inputs = [torch.randn(shape, generator=random).to(dtype).float() * 0.3 for shape in shapes]
     results = []
     for device in ("cpu", "cuda"):
         leaves = [x.to(device, torch.float32 if device == "cpu" else dtype).requires_grad_() for x in inputs]
-        out = dot_product_attention(*leaves, causal=causal)
+        out = dot_product_attention(*leaves, causality=causality)
         gradients = torch.autograd.grad(out.float().square().sum(), leaves)
         results.append([tensor.float().cpu() for tensor in (out, *gradients)])
     tolerance = 2e-4 if dtype == torch.float32 else 3e-2

@@ -5,6 +5,8 @@ The shape checks that all tests run under cannot be compiled, so this file is ru
 
 import subprocess
 import sys
+from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -18,10 +20,12 @@ from audio_ct.models.wavenet import WaveNet
 VOCABULARY, WINDOW = 16, 16
 
 
-def compressive_transformer() -> TokenModel:
+def compressive_transformer(kernel: Literal["auto", "fused"] = "auto") -> TokenModel:
     sizes = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 16, "segment_length": 8, "memory_length": 8}
     memory = {"compressed_memory_length": 4, "compression_rate": 2}
-    return CompressiveTransformer(vocabulary_size=VOCABULARY, **sizes, **memory, front_dilations=[1])
+    return CompressiveTransformer(
+        vocabulary_size=VOCABULARY, **sizes, **memory, front_dilations=[1], attention_kernel=kernel
+    )
 
 
 def wavenet() -> TokenModel:
@@ -33,7 +37,7 @@ def wavenet() -> TokenModel:
 def losses(model: TokenModel, precision: torch.dtype, *, lanes: int, compiled: bool) -> list[float]:
     """Return the loss of windows with the state carried, a lane reset before the fourth, and plain descent."""
     random = torch.Generator().manual_seed(0)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, fullgraph=True) if compiled else model
     parameters = list(model.parameters())
     initial = state = model.initial_state(lanes)
     found = []
@@ -59,12 +63,14 @@ def main(kind: str, precision: str, lanes: str) -> None:
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = compressive_transformer() if kind == "compressive_transformer" else wavenet()
+        model = {"fused": partial(compressive_transformer, "fused"), "wavenet": wavenet}.get(
+            kind, compressive_transformer
+        )()
         found.append(losses(model, getattr(torch, precision), lanes=int(lanes), compiled=compiled))
     assert found[1] == pytest.approx(found[0], abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["compressive_transformer", "wavenet"])
+@pytest.mark.parametrize("kind", ["compressive_transformer", "fused", "wavenet"])
 @pytest.mark.parametrize(("precision", "lanes"), [("bfloat16", 2), ("float16", 1)])
 def test_a_model_is_compiled_once_and_trains_alike(kind: str, precision: str, lanes: int) -> None:
     arguments = [sys.executable, __file__, kind, precision, str(lanes)]
