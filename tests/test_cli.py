@@ -86,6 +86,8 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
         assert done.stderr == ""
 
 
+# Of torch's own making, while it compiles.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_fast_engine_through_the_command(
     command: Command, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

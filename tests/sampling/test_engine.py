@@ -113,7 +113,7 @@ def test_filters_reach_the_draw(model: TokenModel) -> None:
 
 
 # Of torch's own making, while it compiles.
-compiling = pytest.mark.filterwarnings("ignore::Warning:torch")
+compiling = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_samples_follow_the_models_distribution(cache_length: int, monkeypatch: 
 
 
 # Of torch's own making, while it compiles.
-@pytest.mark.filterwarnings("ignore::Warning:torch")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_compiled_round_makes_the_same_samples(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model, draft = compressive_transformer(), wavenet(1, predicting=True)
