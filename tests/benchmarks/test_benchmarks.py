@@ -289,6 +289,8 @@ def test_curves_follow_each_size(command: Run, monkeypatch: pytest.MonkeyPatch) 
     assert curves["layers"][1]["parameters"] > curves["layers"][0]["parameters"]
 
 
+# Of torch's own making, while it compiles.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.usefixtures("_fake_peers")
 def test_sampling_is_measured_beside_the_peer(command: Run) -> None:
     result = command(
