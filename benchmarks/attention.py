@@ -1,12 +1,14 @@
-"""Which attention kernel is the fastest here: forward and backward of one layer's products, by kernel and type.
+r"""Which attention kernel is the fastest here: forward and backward of one layer's products, by kernel and type.
 
     python -m benchmarks.attention                              # recipes/small
+    python -m benchmarks.attention --batch-size 4 --set model.d_model=256 model.num_heads=8 model.segment_length=256 \
+        model.memory_length=256 model.compressed_memory_length=256 training.window_length=256
     python -m benchmarks.attention --recipe recipes/paper/compressive_transformer.yaml --batch-size 16      # on a GPU
 
-`plain` and `fused` are what a recipe can choose (model.attention_kernel); `auto` is plain on a CPU and fused on a GPU.
-Behind `fused` torch chooses among its own kernels, which are measured one by one as well, and so is FlexAttention. What
-cannot run here says so. All in turns, medians; `share` is of the matrix products' ceiling, counting 4 products of
-queries and keys forward and backward three times that.
+`plain` and `fused` are what a recipe can choose (model.attention_kernel); `auto` is fused on a GPU, and on a CPU plain
+up to a size. Behind `fused` torch chooses among its own kernels, which are measured one by one as well, and so is
+FlexAttention. What cannot run here says so. All in turns, medians; `share` is of the matrix products' ceiling, counting
+4 products of queries and keys forward and backward three times that.
 """
 
 import argparse
@@ -125,11 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/small/compressive_transformer.yaml"))
+    parser.add_argument("--set", nargs="+", default=[], help="section.key=value: other values than the recipe's")
     parser.add_argument("--batch-size", type=int, help="(the recipe's)")
     parser.add_argument("--repeats", type=int, default=7, help="timings of each, in turns (%(default)s)")
     measure.add_common(parser, "attention")
     options = parser.parse_args(arguments)
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, options.set)
     if not isinstance(recipe.model, TransformerXLRecipe):
         parser.error(f"--recipe {options.recipe}: a {recipe.model.kind} has no attention")
     device = torch.device(options.device)
