@@ -8,7 +8,7 @@ r"""Which attention kernel is the fastest here: forward and backward of one laye
 `plain` and `fused` are what a recipe can choose (model.attention_kernel); `auto` is fused on a GPU, and on a CPU plain
 up to a size. Behind `fused` torch chooses among its own kernels, which are measured one by one as well, and so is
 FlexAttention. What cannot run here says so. All in turns, medians; `share` is of the matrix products' ceiling, counting
-4 products of queries and keys forward and backward three times that.
+two products forward and four backward over the keys that a query sees.
 """
 
 import argparse
