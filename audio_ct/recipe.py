@@ -53,6 +53,9 @@ class LinearPredictionRecipe(Section):
     """Draws the predictors' poles in, so that a model that listens to itself stays stable; 1 for none."""
 
 
+Lengths = Union[NonNegative, Annotated[list[NonNegative], Field(min_length=1)]]
+
+
 class TransformerXLRecipe(Section):
     """Transformer-XL: the Compressive Transformer without compressed memory. Keys are the model's arguments."""
 
@@ -62,17 +65,54 @@ class TransformerXLRecipe(Section):
     num_heads: Positive
     d_ff: Positive
     segment_length: Positive
-    memory_length: NonNegative
+    memory_length: Lengths
+    """Entries in each layer, or a list with a number for each."""
     norm: Literal["pre", "post"] = "pre"
+    positions: Literal["relative", "rotary"] = "relative"
+    num_key_value_heads: Positive | None = None
+    """Heads of keys and values, each shared by as many query heads; none for one each."""
+    embedding: Literal["learned", "sinusoidal"] = "learned"
+    memory_stores: Literal["attention_input", "layer_input"] = "attention_input"
+    learned_initial_memory: bool = False
     front_dilations: list[Positive] = []
     short_convolution_width: NonNegative = 0
     attention_kernel: Literal["auto", "fused", "plain"] = "auto"
     linear_prediction: LinearPredictionRecipe | None = None
 
     @model_validator(mode="after")
-    def _heads_divide_d_model(self) -> "TransformerXLRecipe":
+    def _heads_divide(self) -> "TransformerXLRecipe":
         if self.d_model % self.num_heads:
             raise ValueError(f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model}; change one")
+        if self.num_heads % (self.num_key_value_heads or self.num_heads):
+            raise ValueError(
+                f"model.num_key_value_heads={self.num_key_value_heads} must divide model.num_heads={self.num_heads}; "
+                "try 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_length_for_each_layer(self) -> "TransformerXLRecipe":
+        for name in ("memory_length", "compressed_memory_length"):
+            lengths = getattr(self, name, 0)
+            if isinstance(lengths, list) and len(lengths) != self.num_layers:
+                raise ValueError(
+                    f"model.{name}={lengths} has {len(lengths)} entries, must have one for each of "
+                    f"model.num_layers={self.num_layers}; or give one number for all"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TransformerXLRecipe":
+        if self.positions == "rotary" and self.d_model // self.num_heads % 2:
+            raise ValueError(
+                f"model.positions='rotary' needs an even model.d_model / model.num_heads="
+                f"{self.d_model // self.num_heads}; change one"
+            )
+        if self.memory_stores == "layer_input" and self.short_convolution_width:
+            raise ValueError(
+                f"model.short_convolution_width={self.short_convolution_width} is lost on model.memory_stores="
+                "'layer_input', which memory does not go through; use attention_input"
+            )
         return self
 
     @model_validator(mode="after")
@@ -86,21 +126,61 @@ class TransformerXLRecipe(Section):
         return self
 
 
+class CompressionRecipe(Section):
+    """What compresses memory and what it learns from. Keys are those of `CompressionSettings`."""
+
+    function: Literal["convolution", "mean_pooling", "max_pooling", "dilated_convolution", "most_used"] = "convolution"
+    loss: Literal["attention_reconstruction", "auto_encoding", "task", "none"] = "attention_reconstruction"
+    """A loss of its own, the task's loss through the segments of a training window, or none for what learns nothing."""
+    loss_form: Literal["mean_square", "norm"] = "mean_square"
+    bias: bool = False
+
+    @model_validator(mode="after")
+    def _there_is_something_to_teach(self) -> "CompressionRecipe":
+        if self.function not in ("convolution", "dilated_convolution") and self.loss != "none":
+            raise ValueError(
+                f"model.compression.loss={self.loss!r} has nothing to teach: {self.function} has no parameters; "
+                "use none"
+            )
+        return self
+
+
 class CompressiveTransformerRecipe(TransformerXLRecipe):
     """The Compressive Transformer. Keys are the model's arguments."""
 
     kind: Literal["compressive_transformer"]  # type: ignore[assignment]
-    compressed_memory_length: Positive
+    compressed_memory_length: Lengths
+    twice_compressed_memory_length: NonNegative = 0
     compression_rate: Positive = 4
-    compressed_positions: Literal["contiguous", "centre"] = "contiguous"
+    compression: CompressionRecipe = CompressionRecipe()
+    compressed_positions: Literal["contiguous", "centre", "own"] = "contiguous"
 
     @model_validator(mode="after")
-    def _rate_divides_segment(self) -> "CompressiveTransformerRecipe":
-        if self.segment_length % self.compression_rate:
+    def _compression_leaves_something(self) -> "CompressiveTransformerRecipe":
+        times = 2 if self.twice_compressed_memory_length else 1
+        if self.compression_rate**times > self.segment_length:
             raise ValueError(
-                f"model.compression_rate={self.compression_rate} must divide "
-                f"model.segment_length={self.segment_length}; try 2 or 4"
+                f"model.compression_rate={self.compression_rate} leaves nothing of model.segment_length="
+                f"{self.segment_length} compressed {times} times; lower the rate"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_and_compression_fit(self) -> "CompressiveTransformerRecipe":
+        if self.compression.function == "most_used":
+            shortest = self.memory_length if isinstance(self.memory_length, int) else min(self.memory_length)
+            if shortest < self.segment_length:
+                raise ValueError(
+                    f"model.memory_length={self.memory_length} must be at least model.segment_length="
+                    f"{self.segment_length} for compression by use, which is counted in memory; raise it"
+                )
+            if self.twice_compressed_memory_length:
+                raise ValueError(
+                    "model.compression.function='most_used' compresses once; leave out "
+                    f"twice_compressed_memory_length={self.twice_compressed_memory_length}"
+                )
+        if self.positions == "rotary" and self.compressed_positions == "own":
+            raise ValueError("model.compressed_positions='own' is about relative positions; use contiguous or centre")
         return self
 
 
@@ -159,7 +239,7 @@ class TrainingRecipe(Section):
     evaluate_every_windows: Positive = 1000
     checkpoint_every_windows: Positive = 1000
     sample_every_windows: NonNegative = 0
-    """Audio samples for the tracker; 0 for none."""
+    """Audio samples, or texts, for the tracker; 0 for none."""
     max_not_finite: Positive = 20
     """Windows in a row whose loss or gradient may be not finite before the run stops."""
     num_threads: NonNegative = 0
@@ -167,6 +247,16 @@ class TrainingRecipe(Section):
     compile: bool = False
     recompute_activations: bool = False
     """Keep each layer's inputs only, compute its inside again in the backward pass: less memory, a third more work."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Samples read in one window of all lanes."""
+        return self.batch_size * self.window_length
+
+    @property
+    def num_steps(self) -> int:
+        """Windows of the whole run."""
+        return math.ceil(self.max_tokens / self.tokens_per_step)
 
     @model_validator(mode="after")
     def _schedule_begins(self) -> "TrainingRecipe":
@@ -199,10 +289,13 @@ class EvaluationRecipe(Section):
 
 
 class SamplingRecipe(Section):
-    """The audio samples that a run makes of itself."""
+    """The samples that a run makes of itself: audio, or texts where the corpus is bytes."""
 
     num_samples: Positive = 1
     seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    """Length of audio."""
+    num_bytes: Annotated[int, Field(gt=0, le=1 << 30)] = 1024
+    """Length of texts."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     compiled: bool = False
     """Compile the step, which pays from about a second of audio on; see `audio_ct.sampling.engine`."""
@@ -215,6 +308,8 @@ class TrackingRecipe(Section):
     experiment: str = "audio-ct"
     uri: str | None = None
     """mlflow tracking URI; none for a sqlite file mlflow.db beside the run folder."""
+    parent_run_id: str | None = None
+    """The mlflow run under which this one is nested; `audio-ct study` sets it."""
 
 
 class Recipe(Section):
@@ -257,6 +352,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         MissingError: if there is no such file.
         InputError: naming every fault of the recipe at once, a line each.
     """
+    return parse_recipe(read_recipe(path), overrides, name=str(path))
+
+
+def read_recipe(path: Path) -> str:
+    """Return a recipe file's text.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is too large to be a recipe, or no text.
+    """
     if not path.is_file():
         raise MissingError(f"recipe {str(path)!r} is not a file; the shipped ones are under recipes/.")
     if path.stat().st_size > MAX_RECIPE_BYTES:
@@ -264,21 +369,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"recipe {str(path)!r} has {path.stat().st_size} bytes, more than {MAX_RECIPE_BYTES}; is it a recipe?"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-    return parse_recipe(text, overrides, name=str(path))
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
-    """Return the recipe in a text; see `load_recipe`."""
-    try:
-        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter
-    # What looks like a date or a number but is none raises a plain ValueError.
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{name}: holds {type(values).__name__}, must hold keys like those in recipes/demo/.")
+def parse_recipe(
+    text: str, overrides: Sequence[str] = (), *, name: str = "recipe", difference: str | None = None
+) -> Recipe:
+    """Return the recipe in a text.
+
+    Args:
+        text: YAML, a whole recipe.
+        overrides: as for `load_recipe`.
+        name: what a fault's line begins with.
+        difference: YAML with the keys only that differ from `text`, merged over it section by section. Where it names
+            another model.kind, keys of the base's model that this kind does not have are left out.
+
+    Raises:
+        InputError: naming every fault of the recipe at once, a line each.
+    """
+    values = _read_values(text, name)
+    if difference is not None:
+        values = _merge_difference(values, _read_values(difference, name, may_be_empty=True))
     for override in overrides:
         values = _merge(values, _read_override(override))
     try:
@@ -286,6 +399,40 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, name: str = "recip
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors(include_url=False)]
         raise InputError("\n".join(f"{name}: {fault}" for fault in faults)) from error
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"section.key": value} of nested dictionaries with text keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and all(isinstance(inner, str) for inner in value):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _read_values(text: str, name: str, *, may_be_empty: bool = False) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter
+    # What looks like a date or a number but is none raises a plain ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from error
+    if values is None and may_be_empty:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: holds {type(values).__name__}, must hold keys like those in recipes/demo/.")
+    return values
+
+
+def _merge_difference(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    old, new = base.get("model"), difference.get("model")
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+        kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in _model_kinds()}
+        # A kind that there is not is refused later, with the kinds that there are.
+        if (kind := kinds.get(str(new["kind"]))) is not None:
+            base = base | {"model": {key: value for key, value in old.items() if key in kind.model_fields}}
+    return _merge(base, difference)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -400,11 +547,14 @@ def build_model(model: Section, vocabulary_size: int) -> "TokenModel":
         InputError: if sizes do not fit together.
     """
     # Torch takes seconds to import: checking a recipe must not.
+    from audio_ct.models.compression import CompressionSettings
     from audio_ct.models.compressive_transformer import CompressiveTransformer
     from audio_ct.models.linear_prediction import LinearPredictionSettings
     from audio_ct.models.wavenet import WaveNet
 
     arguments = model.model_dump(exclude={"kind"})
+    if "compression" in arguments:
+        arguments["compression"] = CompressionSettings(**arguments["compression"])
     if arguments["linear_prediction"] is not None:
         arguments["linear_prediction"] = LinearPredictionSettings(**arguments["linear_prediction"])
     if isinstance(model, WaveNetRecipe):

@@ -103,7 +103,26 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("3e-4", "'3e-4'", "optimizer.learning_rate='3e-4'"),
         ("kind: compressive_transformer", "kind: gru", "model.kind='gru': must be one of compressive_transformer, tra"),
         ("kind: compressive_transformer", "", "model.kind=None: must be one of"),
-        ("d_ff: 384", "d_ff: 384\n  compression_rate: 3", "model.compression_rate=3 must divide "),
+        ("d_ff: 384", "d_ff: 384\n  compression_rate: 129", "model.compression_rate=129 leaves nothing of "),
+        ("d_ff: 384", "d_ff: 384\n  num_key_value_heads: 2", "model.num_key_value_heads=2 must divide model.num_heads"),
+        ("d_ff: 384", "d_ff: 384\n  compression: {function: max_pooling}", "has nothing to teach: max_pooling"),
+        ("d_ff: 384", "d_ff: 384\n  compression: {functon: 1}", "did you mean model.compression.function?"),
+        ("  memory_length: 128\n", "  memory_length: [128, 1, 1]\n", "model.memory_length=[128, 1, 1] has 3 entries"),
+        (
+            "  memory_length: 128\n",
+            "  memory_length: 64\n  compression: {function: most_used, loss: none}\n",
+            "model.memory_length=64 must be at least model.segment_length=128",
+        ),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  positions: rotary\n  compressed_positions: own",
+            "model.compressed_positions='own' is about relative positions",
+        ),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  memory_stores: layer_input\n  short_convolution_width: 2",
+            "model.short_convolution_width=2 is lost on model.memory_stores='layer_input'",
+        ),
         (
             "d_ff: 384",
             "d_ff: 384\n  linear_prediction: {frame_length: 3}",

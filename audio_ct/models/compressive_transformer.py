@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.attention import Causality, Kernel
-from audio_ct.models.compression import attention_reconstruction_loss
-from audio_ct.models.compressive_layer import CompressiveLayer
+from audio_ct.models.attention import Kernel
+from audio_ct.models.compression import CompressionSettings
+from audio_ct.models.compressive_layer import CompressiveLayer, LayerSettings
 from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
-from audio_ct.models.interface import READ_AHEAD, ModelOutput, State, TokenModel, compact, is_cut, slots, without_caches
+from audio_ct.models.embedding import AmplitudeEmbedding
+from audio_ct.models.interface import MemoryModel, MemoryUse, ModelOutput, State, compact, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
-from audio_ct.models.memory import context_positions, push
-from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation
+from audio_ct.models.memory import CompressedPositions, MemoryShape, per_layer
+from audio_ct.models.positions import ContextPositions
 
 
-class CompressiveTransformer(TokenModel):
+class CompressiveTransformer(MemoryModel):
     """A Transformer over raw samples with a memory and a compressed memory in every layer.
 
     Args:
@@ -37,11 +38,20 @@ class CompressiveTransformer(TokenModel):
         num_heads: attention heads; divides d_model.
         d_ff: hidden size of the feed-forward blocks.
         segment_length: samples read at once; between segments only memory is carried.
-        memory_length: past activations kept in each layer.
-        compressed_memory_length: compressed activations kept in each layer; 0 makes a Transformer-XL.
-        compression_rate: samples that a compressed entry stands for; divides segment_length.
-        compressed_positions: "contiguous" (paper) or "centre" of the span that an entry stands for.
+        memory_length: past activations kept in each layer, or a list with a length for each; 0 for none.
+        compressed_memory_length: compressed activations kept in each layer, or a list; 0 makes a Transformer-XL.
+        twice_compressed_memory_length: entries kept of what leaves compressed memory, compressed again, in each layer
+            that has a compressed memory. None in the paper.
+        compression_rate: entries that become one; the newest of a segment are dropped where it does not divide it.
+        compression: the compression function and its loss.
+        compressed_positions: where compressed entries stand (`MemoryShape.positions`); "own" gives them a projection
+            and bias of their own, as DeepMind's code does.
+        memory_stores: "attention_input" (DeepMind's code) or "layer_input" (printed), which differ in pre-norm only.
+        learned_initial_memory: what attention sees in slots that are still empty is learned. Zeros in the paper.
         norm: "pre" or "post" (paper) layer norm.
+        positions: "relative" (Transformer-XL, paper) or "rotary".
+        num_key_value_heads: heads of keys and values, where several query heads share one; None for one each (paper).
+        embedding: "learned" (paper) or "sinusoidal" features of the token's place on the scale.
         front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
             layers' output together go through WaveNet's head. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
@@ -62,24 +72,38 @@ class CompressiveTransformer(TokenModel):
         num_heads: int,
         d_ff: int,
         segment_length: int,
-        memory_length: int,
-        compressed_memory_length: int = 0,
+        memory_length: int | Sequence[int],
+        compressed_memory_length: int | Sequence[int] = 0,
+        twice_compressed_memory_length: int = 0,
         compression_rate: int = 1,
-        compressed_positions: Literal["contiguous", "centre"] = "contiguous",
+        compression: CompressionSettings | None = None,
+        compressed_positions: CompressedPositions = "contiguous",
+        memory_stores: Literal["attention_input", "layer_input"] = "attention_input",
+        learned_initial_memory: bool = False,
         norm: Literal["pre", "post"] = "pre",
+        positions: Literal["relative", "rotary"] = "relative",
+        num_key_value_heads: int | None = None,
+        embedding: Literal["learned", "sinusoidal"] = "learned",
         front_dilations: Sequence[int] = (),
         short_convolution_width: int = 0,
         attention_kernel: Kernel = "auto",
         linear_prediction: LinearPredictionSettings | None = None,
     ) -> None:
         super().__init__()
-        if d_model % num_heads:
-            raise InputError(f"model.num_heads={num_heads} must divide model.d_model={d_model}; change one of them.")
-        if compressed_memory_length and segment_length % compression_rate:
-            raise InputError(
-                f"model.compression_rate={compression_rate} must divide model.segment_length={segment_length}; "
-                "try 2 or 4."
-            )
+        settings = LayerSettings(
+            d_model=d_model,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            norm=norm,
+            positions=positions,
+            num_key_value_heads=num_key_value_heads,
+            attention_kernel=attention_kernel,
+            compression=compression or CompressionSettings(),
+            compressed_positions=compressed_positions,
+            memory_stores=memory_stores,
+            learned_initial_memory=learned_initial_memory,
+            short_convolution_width=short_convolution_width,
+        )
         if linear_prediction is not None and segment_length % linear_prediction.frame_length:
             raise InputError(
                 f"model.linear_prediction.frame_length={linear_prediction.frame_length} must divide "
@@ -88,22 +112,33 @@ class CompressiveTransformer(TokenModel):
         self.vocabulary_size = vocabulary_size
         self.segment_length = self.cache_length = segment_length
         self.adapt_every = segment_length if linear_prediction is None else linear_prediction.frame_length
-        self.d_model = d_model
-        self.memory_length = memory_length
-        self.compressed_memory_length = compressed_memory_length
-        self.embedding = nn.Embedding(vocabulary_size, d_model)
+        self.compression_loss: str = settings.compression.loss
+        self._sums_losses = settings.compression.loss_form == "norm"
+        embeddings = {"learned": nn.Embedding, "sinusoidal": AmplitudeEmbedding}
+        self.embedding = embeddings[embedding](vocabulary_size, d_model)
         self.front = ConvolutionalFront(d_model, front_dilations) if front_dilations else None
-        self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
-            CompressiveLayer(
-                d_model=d_model,
-                num_heads=num_heads,
-                d_ff=d_ff,
-                pre_norm=norm == "pre",
-                compression_rate=compression_rate if compressed_memory_length else 0,
-                short_convolution_width=short_convolution_width,
-                attention_kernel=attention_kernel,
+        shapes = [
+            MemoryShape(
+                segment_length,
+                memory,
+                (compressed, twice_compressed_memory_length)[
+                    : (compressed > 0) * (1 + bool(twice_compressed_memory_length))
+                ],
+                compression_rate,
             )
-            for _ in range(num_layers)
+            for memory, compressed in zip(
+                per_layer(memory_length, num_layers, name="memory_length"),
+                per_layer(compressed_memory_length, num_layers, name="compressed_memory_length"),
+                strict=True,
+            )
+        ]
+        # Layers whose memories are as long share their positions.
+        distinct = list(dict.fromkeys(shapes))
+        where = [ContextPositions(shape, compressed_positions, settings.num_sinusoids) for shape in distinct]
+        self._positions_of_layers = [distinct.index(shape) for shape in shapes]
+        self.positions: Sequence[ContextPositions] = nn.ModuleList(where)  # type: ignore[assignment]
+        self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
+            CompressiveLayer(number, settings, where[index]) for number, index in enumerate(self._positions_of_layers)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" and self.front is None else nn.Identity()
         self.hidden = nn.Linear(d_model, d_model) if self.front is not None else None
@@ -113,105 +148,73 @@ class CompressiveTransformer(TokenModel):
             self.linear_prediction = LinearPrediction(
                 vocabulary_size, linear_prediction, input_channels=d_model, output_channels=d_model
             )
-        # Positions are the same in every segment: the segment begins at 0, memories stand before it.
-        angular = frequencies(self.layers[0].attention.num_sinusoids)
-        segment = torch.arange(segment_length + READ_AHEAD, dtype=torch.float64)
-        past = context_positions(
-            compressed_memory_length,
-            memory_length,
-            compression_rate=compression_rate,
-            compressed_positions=compressed_positions,
-        )
-        self.causality = Causality(segment_length, self.num_past + segment_length)
-        sinusoids = key_sinusoids(torch.cat([past, segment]), angular).T.contiguous()
-        self.register_buffer("key_sinusoids", sinusoids.float(), persistent=False)
-        self.register_buffer("query_rotation", query_rotation(segment, angular).float(), persistent=False)
-        self.key_sinusoids: Tensor
-        self.query_rotation: Tensor
-
-    @property
-    def num_past(self) -> int:
-        """Entries of compressed memory and memory together."""
-        return self.compressed_memory_length + self.memory_length
 
     def initial_state(
         self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> State:
-        """Return zero memories and queues, at the start of a segment (see the base class)."""
-
-        def zeros(num_entries: int) -> Tensor:
-            return torch.zeros(batch_size, num_entries, self.d_model, device=device, dtype=dtype)
-
+        """Return empty memories and queues, at the start of a segment (see the base class)."""
         state = {} if self.front is None else self.front.initial_state(batch_size, device, dtype)
         if self.linear_prediction is not None:
             state |= self.linear_prediction.initial_state(batch_size, device)
-        for i, layer in enumerate(self.layers):
-            state[f"memory.{i}"] = zeros(self.memory_length)
-            if self.compressed_memory_length:
-                state[f"compressed_memory.{i}"] = zeros(self.compressed_memory_length)
-            if layer.short is not None:
-                state[f"short.{i}"] = zeros(layer.short.queue_length)
+        if any(layer.initial_memory is not None for layer in self.layers):
+            state["segments_read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        for layer in self.layers:
+            state |= layer.initial_state(batch_size, device, dtype)
         return state
 
+    @property
+    def memory_shapes(self) -> list[MemoryShape]:
+        """The shape of each layer's memories."""
+        return [layer.shape for layer in self.layers]
+
     def auxiliary_parameters(self) -> list[nn.Parameter]:
-        """Return the compression functions' parameters (see the base class)."""
-        functions = [layer.compression for layer in self.layers if layer.compression is not None]
-        return [parameter for function in functions for parameter in function.parameters()]
+        """Return the parameters of compression functions that have a loss of their own (see the base class)."""
+        if self.compression_loss == "task":
+            return []
+        modules = [module for layer in self.layers for module in (layer.compressions, layer.decoders)]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
         assert not is_cut(state), "forward reads from the start of a segment; see consume()"
-        h, skips, predicted = self.embedding(tokens), None, None
-        if self.linear_prediction is not None:
-            features, predicted, state = self.linear_prediction.predict(tokens, state)
-            h = h + self.linear_prediction.read(features)
-        if self.front is not None:
-            h, skips, queues = self.front(h, state)
-            state = state | queues
+        h, skips, predicted, state = self._before_layers(tokens, state)
         outputs, losses = [], []
         for segment in h.split(self.segment_length, dim=1):
-            output, state, reconstruction = self._segment(segment, state)
-            outputs.append(output)
-            losses.extend(reconstruction)
-        auxiliary = {"attention_reconstruction": torch.stack(losses).mean()} if losses else {}
-        return ModelOutput(self._logits(torch.cat(outputs, dim=1), skips, predicted), compact(state), auxiliary)
+            for layer in self.layers:
+                segment, changes, loss, _ = self._recomputed(layer, segment, state)
+                state = state | changes
+                losses.extend([] if loss is None else [loss])
+            state = self._next_segment(state)
+            outputs.append(segment)
+        auxiliary: dict[str, Tensor] = {}
+        if losses:
+            total = torch.stack(losses).sum()
+            num_terms = len(outputs) if self._sums_losses else len(losses)
+            auxiliary[self.compression_loss] = total / num_terms
+        logits = self._logits(torch.cat(outputs, dim=1), skips, predicted)
+        return ModelOutput(logits, compact({name: tensor.detach() for name, tensor in state.items()}), auxiliary)
 
-    def _segment(self, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
-        new_state = dict(state)
-        losses: list[Tensor] = []
-        for i in range(len(self.layers)):
-            h, changes, reconstruction = self._recomputed(self._layer, i, h, state)
-            new_state |= changes
-            losses.extend(reconstruction)
-        return h, new_state, losses
-
-    def _layer(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
-        """Return (layer i's output for a segment, what it changes of the state, its reconstruction loss if any)."""
-        layer, past = self.layers[i], self._past(i, state)
-        sinusoids, rotation = self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
-        x, queue = self._attention_input(i, h, state)
-        dtype = self.embedding.weight.dtype
-        k, v = layer.attention.keys_values(torch.cat([past.to(dtype), x.to(dtype)], dim=1), sinusoids)
-        attended = layer.attention.attend(layer.attention.queries(x, rotation), k, v, self.causality)
-        memories, old_mem, compressed = self._remember(i, x, state)
-        losses = []
-        if self.training and compressed is not None:
-            losses.append(attention_reconstruction_loss(layer.attention, x, old_mem, compressed))
-        return layer.feed_forward(h, attended), memories | queue, losses
+    @torch.no_grad()
+    def look(self, tokens: Int[Tensor, "batch time"], state: State) -> MemoryUse:
+        """Read one segment and say how memories were used (see the base class)."""
+        h, _, _, state = self._before_layers(tokens, state)
+        received, losses = {}, {}
+        for layer in self.layers:
+            h, changes, loss, attention = layer(h, state, look=True)
+            state = state | changes
+            received[layer.number] = attention
+            if loss is not None:
+                losses[layer.number] = float(loss)
+        return MemoryUse(received, losses, self._next_segment(state))
 
     def open_cache(self, state: State, offset: int) -> State:
         """Return a state with caches of a segment, the memories' keys and values in place (see the base class)."""
         if offset == 0:
-            room = self.segment_length + READ_AHEAD
             state = state | queues_to_caches(state, "front.", self.segment_length)
             state |= queues_to_caches(state, "short.", self.segment_length)
-            for i, layer in enumerate(self.layers):
-                past = self._past(i, state)
-                state[f"cache.keys.{i}"], state[f"cache.values.{i}"] = (
-                    each.to(past.dtype) for each in layer.attention.cache(past.to(self.embedding.weight.dtype), room)
-                )
-                state[f"cache.inputs.{i}"] = past.new_zeros(past.shape[0], room, self.d_model)
+            for layer in self.layers:
+                state |= layer.open_cache(state)
             lane = state["memory.0"]
             state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
         if self.linear_prediction is not None and offset % self.adapt_every == 0:
@@ -227,26 +230,9 @@ class CompressiveTransformer(TokenModel):
             h = h + self.linear_prediction.read(features)
         if self.front is not None:
             h, skips = self.front.read(h, state, taken)
-        rotation = self.query_rotation.index_select(1, taken)
-        context_slots = self.num_past + taken
-        later = torch.arange(self.key_sinusoids.shape[1], device=taken.device) > context_slots[:, None]
-        hidden = torch.zeros(later.shape, device=taken.device).masked_fill(later, float("-inf"))
-        for i, layer in enumerate(self.layers):
-            x = layer.attention_norm(h) if layer.pre_norm else h
-            if layer.short is not None:
-                x = layer.short.read(x, state[f"cache.short.{i}"], taken)
-            inputs = state[f"cache.inputs.{i}"]
-            inputs.index_copy_(1, taken, x.to(inputs.dtype))
-            attended = layer.attention.read(
-                x,
-                state[f"cache.keys.{i}"],
-                state[f"cache.values.{i}"],
-                slots=context_slots,
-                rotation=rotation,
-                sinusoids=self.key_sinusoids,
-                hidden=hidden,
-            )
-            h = layer.feed_forward(h, attended)
+        hidden = [positions.hidden(taken) for positions in self.positions]
+        for layer, index in zip(self.layers, self._positions_of_layers, strict=True):
+            h = layer.read(h, state, taken, hidden[index])
         return self._logits(h, skips, predicted)
 
     def close_cache(self, state: State, offset: int) -> State:
@@ -256,9 +242,25 @@ class CompressiveTransformer(TokenModel):
         if offset < self.segment_length:
             return state
         state = state | caches_to_queues(state, "front.", offset) | caches_to_queues(state, "short.", offset)
-        for i in range(len(self.layers)):
-            state |= self._remember(i, state[f"cache.inputs.{i}"][:, :offset], state)[0]
-        return without_caches(state)
+        for layer in self.layers:
+            state |= layer.close_cache(state)
+        return without_caches(self._next_segment(state))
+
+    def _before_layers(self, tokens: Tensor, state: State) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
+        """Return (what the first layer reads, the front's skips, linear predictions, the state after both)."""
+        h, skips, predicted = self.embedding(tokens), None, None
+        if self.linear_prediction is not None:
+            features, predicted, state = self.linear_prediction.predict(tokens, state)
+            h = h + self.linear_prediction.read(features)
+        if self.front is not None:
+            h, skips, queues = self.front(h, state)
+            state = state | queues
+        return h, skips, predicted, state
+
+    def _next_segment(self, state: State) -> State:
+        if "segments_read" not in state:
+            return state
+        return state | {"segments_read": state["segments_read"] + 1}
 
     def _logits(self, h: Tensor, skips: Tensor | None, predicted: Tensor | None) -> Tensor:
         """Return logits; with a front by WaveNet's head, the layers' output being one more skip."""
@@ -270,31 +272,3 @@ class CompressiveTransformer(TokenModel):
         if self.linear_prediction is not None and predicted is not None:
             logits = logits + self.linear_prediction.logits(h, predicted)
         return logits
-
-    def _attention_input(self, i: int, h: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return (what layer i's attention reads and its memory stores, its short convolution's queue if any)."""
-        layer, name = self.layers[i], f"short.{i}"
-        x = layer.attention_norm(h) if layer.pre_norm else h
-        if layer.short is None:
-            return x, {}
-        x, queue = layer.short(x, state[name].to(x.dtype))
-        return x, {name: queue.detach().to(state[name].dtype)}
-
-    def _past(self, i: int, state: State) -> Tensor:
-        memory = state[f"memory.{i}"]
-        if not self.compressed_memory_length:
-            return memory
-        return torch.cat([state[f"compressed_memory.{i}"], memory], dim=1)
-
-    def _remember(self, i: int, x: Tensor, state: State) -> tuple[State, Tensor, Tensor | None]:
-        """Return (layer i's new memories after a whole segment of attention inputs x, old memory, its compression)."""
-        memory = state[f"memory.{i}"]
-        memory, old_mem = push(memory, x.detach().to(memory.dtype))
-        memories = {f"memory.{i}": memory}
-        compression = self.layers[i].compression
-        if compression is None:
-            return memories, old_mem, None
-        compressed = compression(old_mem.to(self.embedding.weight.dtype))
-        compressed_memory = state[f"compressed_memory.{i}"]
-        memories[f"compressed_memory.{i}"], _ = push(compressed_memory, compressed.detach().to(memory.dtype))
-        return memories, old_mem, compressed

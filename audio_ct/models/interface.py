@@ -27,6 +27,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from audio_ct.models.memory import MemoryShape
+
 State = dict[str, Tensor]
 
 # Slots that caches have past their stretch: what is read there is only ever taken back.
@@ -133,6 +135,40 @@ class TokenModel(nn.Module, ABC):
         state = self.open_cache(state, offset)
         logits = self.read(tokens[:, None], state)
         return logits[:, 0], self.close_cache(state, offset + 1)
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """How a model used its memories in a segment.
+
+    Attributes:
+        received: attention that each key received [batch, keys], averaged over heads and the segment's samples, by
+            layer; keys are those of `MemoryModel.memory_shapes`' memories, oldest first, then the segment's own.
+        compression_losses: attention-reconstruction loss by layer, of those that compress.
+        state: after the segment.
+    """
+
+    received: dict[int, Tensor]
+    compression_losses: dict[int, float]
+    state: State
+
+
+class MemoryModel(TokenModel, ABC):
+    """A model whose layers have memories, so that their use can be looked into and taken away."""
+
+    @property
+    @abstractmethod
+    def memory_shapes(self) -> list[MemoryShape]:
+        """The shape of each layer's memories, which the state holds as [batch, length, d_model] under their names."""
+
+    @abstractmethod
+    def look(self, tokens: Int[Tensor, "batch time"], state: State) -> MemoryUse:
+        """Read one segment and say how memories were used.
+
+        Args:
+            tokens: [batch, segment_length]
+            state: where the lanes stand, at the start of a segment.
+        """
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -13,9 +13,15 @@ query is [sin 2 ; -cos 2], the key is [cos 0 ; sin 0] = [1 ; 0], the score is si
 Source: Dai et al. 2019 (Transformer-XL), section 3.3, for the score; the factoring is this project's.
 """
 
+from typing import Any
+
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from audio_ct.models.interface import READ_AHEAD
+from audio_ct.models.memory import CompressedPositions, MemoryShape
 
 
 def frequencies(num_sinusoids: int) -> Float[Tensor, " half"]:
@@ -52,3 +58,64 @@ def rotate_query(
     sin, cos = rotation
     a, b = projected.chunk(2, dim=-1)
     return torch.cat([a * sin + b * cos, b * sin - a * cos], dim=-1)
+
+
+class Causality:
+    """That the last queries of so many keys see no key behind their own: torch's lower-right mask for fused kernels.
+
+    It is made once, with the model: torch can compile what uses it, but not its making.
+    """
+
+    def __init__(self, num_queries: int, num_keys: int) -> None:
+        self.mask = causal_lower_right(num_queries, num_keys)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Causality":
+        """Return itself: it never changes, and torch cannot copy the mask."""
+        return self
+
+
+class ContextPositions(nn.Module):
+    """Where keys and queries of a layer stand, the same in every segment: it begins at 0, memories stand before it.
+
+    Args:
+        shape: the layer's memories.
+        placement: where compressed entries stand, see `MemoryShape.positions`.
+        num_sinusoids: of a distance.
+    """
+
+    def __init__(self, shape: MemoryShape, placement: CompressedPositions, num_sinusoids: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self._placement: CompressedPositions = placement
+        self._num_sinusoids = num_sinusoids
+        self.causality = Causality(shape.segment_length, shape.num_past + shape.segment_length)
+        sinusoids, rotation = self.tables()
+        self.register_buffer("key_sinusoids", sinusoids.float(), persistent=False)
+        self.register_buffer("query_rotation", rotation.float(), persistent=False)
+        self.key_sinusoids: Tensor
+        self.query_rotation: Tensor
+
+    def tables(self) -> tuple[Float[Tensor, "sinusoids slots"], Float[Tensor, "2 queries half"]]:
+        """Return what is kept of keys' and queries' positions, in float64: READ_AHEAD slots past the segment's end.
+
+        With own positions compressed entries have sinusoids of their own, behind the others': zero where a key is of
+        the other kind.
+        """
+        angular = frequencies(self._num_sinusoids)
+        segment = torch.arange(self.shape.segment_length + READ_AHEAD, dtype=torch.float64)
+        positions = torch.cat([self.shape.positions(self._placement), segment])
+        sinusoids = key_sinusoids(positions, angular).T.contiguous()
+        if self._placement == "own":
+            is_compressed = torch.arange(len(positions)) < self.shape.num_compressed
+            sinusoids = torch.cat([sinusoids * ~is_compressed, sinusoids * is_compressed])
+        return sinusoids, query_rotation(segment, angular)
+
+    def segment(self) -> tuple[Float[Tensor, "slots sinusoids"], Float[Tensor, "2 queries half"]]:
+        """Return the keys' sinusoids and the queries' rotation of a whole segment."""
+        return self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
+
+    def hidden(self, slots: Int[Tensor, " time"]) -> Float[Tensor, "time slots"]:
+        """Return what is added to the scores of samples in these slots of the segment: -inf where a key is later."""
+        keys = torch.arange(self.key_sinusoids.shape[1], device=slots.device)
+        later = keys > (self.shape.num_past + slots)[:, None]
+        return torch.zeros(later.shape, device=slots.device).masked_fill(later, float("-inf"))

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from audio_ct.models.attention import (
-    Causality,
     Kernel,
     RelativeAttention,
+    RotaryAttention,
     attend_by_content,
     causal_mask,
     dot_product_attention,
 )
-from audio_ct.models.positions import frequencies, key_sinusoids, query_rotation, rotate_query
+from audio_ct.models.positions import Causality, frequencies, key_sinusoids, query_rotation, rotate_query
 
 
 def layer(d_model: int = 12, num_heads: int = 3) -> RelativeAttention:
@@ -56,7 +56,7 @@ def textbook_scores(attention: RelativeAttention, h: Tensor, context: Tensor) ->
 
 
 def factored(attention: RelativeAttention, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    angular = frequencies(attention.num_sinusoids)
+    angular = frequencies(attention.position.shape[-1])
     positions = torch.arange(context.shape[0], dtype=torch.float64) - (context.shape[0] - h.shape[0])
     q = attention.queries(h[None], query_rotation(positions[-h.shape[0] :], angular))
     return q, *attention.keys_values(context[None], key_sinusoids(positions, angular))
@@ -117,6 +117,36 @@ def test_kernels_agree(num_queries: int, num_keys: int, causal: bool) -> None:
     for other in results[1:]:
         for expected, got in zip(results[0], other, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", ["plain", "fused"])
+def test_shared_keys_and_values_are_as_if_they_were_repeated(causal: bool, kernel: Kernel) -> None:
+    causality = Causality(4, 9) if causal else None
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, length, 8, dtype=torch.float64) for heads, length in ((6, 4), (3, 9), (3, 9)))
+    expected = dot_product_attention(
+        q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1), causality=causality, kernel="plain"
+    )
+    got = dot_product_attention(q, k, v, causality=causality, kernel=kernel)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+
+
+def test_rotary_scores_depend_on_distances_alone() -> None:
+    torch.manual_seed(0)
+    attention = RotaryAttention(12, 3).double()
+    angular = frequencies(4)
+    h, context = torch.randn(1, 1, 12, dtype=torch.float64), torch.randn(1, 1, 12, dtype=torch.float64)
+
+    def score(i: float, j: float) -> Tensor:
+        at = [torch.tensor([position], dtype=torch.float64) for position in (i, j)]
+        k, _ = attention.keys_values(context, key_sinusoids(at[1], angular))
+        return attention.queries(h, query_rotation(at[0], angular)) @ k.transpose(-1, -2)
+
+    torch.testing.assert_close(score(7.0, 2.5), score(104.5, 100.0), atol=1e-12, rtol=0)
+    assert (score(7.0, 2.5) - score(7.0, 3.5)).abs().max() > 1e-3
+    plain = (attention.query(h) * attention.key_value(context)[..., :12]).view(3, 4).sum(1) / 2
+    torch.testing.assert_close(score(3.0, 3.0).flatten(), plain, atol=1e-12, rtol=0)
 
 
 def test_far_positions_lose_no_precision_in_float32() -> None:

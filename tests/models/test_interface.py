@@ -7,8 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_ct.models.compression import CompressionSettings, Function, Loss
 from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import State, TokenModel, consume, is_cut, num_parameters, place, select_lanes
+from audio_ct.models.interface import (
+    MemoryModel,
+    State,
+    TokenModel,
+    consume,
+    is_cut,
+    num_parameters,
+    place,
+    select_lanes,
+)
 from audio_ct.models.linear_prediction import LinearPredictionSettings
 from audio_ct.models.wavenet import WaveNet
 
@@ -45,6 +55,12 @@ predicting = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20
 one_predictor = {
     "linear_prediction": LinearPredictionSettings(order=3, windows=[20], frame_length=4, bandwidth_expansion=0.9)
 }
+
+
+def by(function: Function, loss: Loss) -> dict[str, Any]:
+    return {"compression": CompressionSettings(function=function, loss=loss)}
+
+
 VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "pre-contiguous": lambda: compressive(),
     "post-contiguous": lambda: compressive(norm="post"),
@@ -67,6 +83,34 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "transformer-xl-no-memory": lambda: transformer_xl(memory_length=0),
     "wavenet-2": lambda: wavenet(),
     "wavenet-3": lambda: wavenet(width=3),
+    "rate-3": lambda: compressive(compression_rate=3),
+    "rate-3-centre": lambda: compressive(compression_rate=3, compressed_positions="centre", memory_length=6),
+    "own-positions": lambda: compressive(compressed_positions="own", **local),
+    "own-positions-post": lambda: compressive(compressed_positions="own", norm="post"),
+    "max-pooling": lambda: compressive(**by("max_pooling", "none")),
+    "mean-pooling": lambda: compressive(**by("mean_pooling", "none")),
+    "most-used": lambda: compressive(**by("most_used", "none")),
+    "most-used-longer": lambda: compressive(memory_length=7, compression_rate=3, **by("most_used", "none"), **local),
+    "dilated": lambda: compressive(**by("dilated_convolution", "attention_reconstruction")),
+    "auto-encoding": lambda: compressive(compression_rate=3, **by("convolution", "auto_encoding")),
+    "task": lambda: compressive(**by("convolution", "task")),
+    "norm-bias": lambda: compressive(compression=CompressionSettings(loss_form="norm", bias=True)),
+    "stores-layer-input": lambda: compressive(memory_stores="layer_input"),
+    "per-layer": lambda: compressive(memory_length=[2, 5], compressed_memory_length=[0, 3]),
+    "twice-compressed": lambda: compressive(twice_compressed_memory_length=3),
+    "twice-compressed-centre": lambda: compressive(
+        twice_compressed_memory_length=3, compressed_memory_length=2, compressed_positions="centre", **local
+    ),
+    "learned-initial": lambda: compressive(learned_initial_memory=True),
+    "learned-initial-twice": lambda: compressive(
+        learned_initial_memory=True, twice_compressed_memory_length=2, memory_length=6
+    ),
+    "rotary": lambda: compressive(positions="rotary"),
+    "rotary-shared-keys-centre": lambda: compressive(
+        positions="rotary", num_key_value_heads=1, compressed_positions="centre"
+    ),
+    "shared-keys": lambda: compressive(num_heads=4, num_key_value_heads=2, **by("most_used", "none")),
+    "sinusoidal-embedding": lambda: compressive(embedding="sinusoidal"),
     "linear-prediction": lambda: compressive(**predicting),
     "linear-prediction-front-short": lambda: compressive(**predicting, **local),
     "linear-prediction-transformer-xl": lambda: transformer_xl(**predicting),
@@ -143,7 +187,7 @@ def test_a_changed_input_changes_no_earlier_prediction_and_some_later_one(model:
 
 
 def test_the_past_is_seen_across_segments(model: TokenModel) -> None:
-    if getattr(model, "memory_length", 1) == 0 and not getattr(model, "compressed_memory_length", 0):
+    if isinstance(model, MemoryModel) and not any(shape.num_past for shape in model.memory_shapes):
         pytest.skip("no memory, nothing to see")
     stream = tokens(1)
     changed = stream.clone()
