@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -39,6 +40,8 @@ StorePath = Annotated[Path | None, typer.Option("--store", help="The token store
 
 # Compiling takes some 15 to 40 seconds, once for each shape of model, as much as it saves in a second or two of audio.
 COMPILED_FROM_SECONDS = 2.0
+# Bytes have no rate; the step takes as long as at this one.
+RATE_OF_BYTES_HZ = 24_000
 
 
 def main() -> None:
@@ -99,7 +102,8 @@ def _prepare(corpus: str, source: Path | None, out: Path, **options: Any) -> Non
 
     summary = prepare(source, out, options=PrepOptions(**options), progress=True)
     print(json.dumps(summary, indent=1))
-    print(f"token store: {out}   report: {out / 'report.json'}, {out / 'report.png'}")
+    reports = [str(path) for path in (out / "report.json", out / "report.png") if path.is_file()]
+    print(f"token store: {out}   report: {', '.join(reports)}")
 
 
 Jobs = Annotated[int, typer.Option(help="Processes; does not change the result.")]
@@ -148,6 +152,27 @@ def prep_demo(
     _prepare("demo", None, out, jobs=jobs, seed=seed, overwrite=overwrite)
 
 
+@prep.command("bytes")
+def prep_bytes(
+    source: Annotated[Path, typer.Argument(help="A file: text, or anything else that is not compressed.")],
+    out: Out,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the bytes, after those for training.")] = 0.05,
+    test_fraction: Annotated[float, typer.Option(help="Share of the bytes, the file's last.")] = 0.05,
+    licence: Annotated[str | None, typer.Option(help="The source's licence, kept in the store.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prepare the bytes of a file, such as enwik8: the first are for training, the last for the test."""
+    _prepare(
+        "bytes",
+        source,
+        out,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        licence=licence,
+        overwrite=overwrite,
+    )
+
+
 @app.command()
 def corpus(
     store: Annotated[Path, typer.Argument(help="A token store.")],
@@ -159,10 +184,15 @@ def corpus(
     opened = TokenStore.open(store)
     if verify:
         opened.verify()
+    rate_hz = opened.sample_rate_hz
     for split in opened.splits:
-        seconds = opened.num_tokens(split) / opened.sample_rate_hz
-        print(f"{split}: {len(opened.recordings(split))} recordings, {seconds / 60:.1f} minutes")
-    print(f"{opened.sample_rate_hz} Hz, {opened.bits} bit mu-law, digest {opened.digest[:16]}")
+        num_tokens, num_recordings = opened.num_tokens(split), len(opened.recordings(split))
+        if rate_hz is None:
+            print(f"{split}: {num_tokens:,} bytes in {num_recordings} stretches")
+        else:
+            print(f"{split}: {num_recordings} recordings, {num_tokens / rate_hz / 60:.1f} minutes")
+    kind = "bytes" if rate_hz is None else f"{rate_hz} Hz, {opened.bits} bit mu-law"
+    print(f"{kind}, digest {opened.digest[:16]}")
     print("every shard is what was written" if verify else "sizes are right; --verify reads every shard")
 
 
@@ -186,20 +216,28 @@ def train(
 def sample(
     checkpoint: CheckpointPath,
     out: Out,
-    num: Annotated[int, typer.Option(help="Waveforms, made side by side.")] = 1,
-    seconds: Annotated[float, typer.Option(help="Length of each, without the prompt.")] = 1.0,
+    num: Annotated[int, typer.Option(help="Waveforms or texts, made side by side.")] = 1,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of each waveform, without the prompt (1).", show_default=False)
+    ] = None,
+    num_bytes: Annotated[
+        int | None, typer.Option(help="Length of each text of a model of bytes (1024).", show_default=False)
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="Of the first waveform; the next ones take the next numbers.")
+        int, typer.Option(min=0, max=2**62, help="Of the first file; the next ones take the next numbers.")
     ] = 0,
     temperature: Annotated[float, typer.Option(help="1 is the model's own distribution.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
-    prompt: Annotated[Path | None, typer.Option(help="A recording to continue.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="A recording to continue, or a file of bytes.")] = None,
     prompt_seconds: Annotated[float | None, typer.Option(help="Only the prompt's beginning, so long.")] = None,
-    audio_format: Annotated[str, typer.Option("--format", help="wav, flac, ogg, mp3, ...")] = "wav",
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="wav (audio's default), flac, ogg, mp3, ...; bytes: txt (default), bin."),
+    ] = None,
     compiled: Annotated[
         bool | None,
-        typer.Option(help="Compile the step first; by default from 2 seconds of audio on.", show_default=False),
+        typer.Option(help="Compile the step first; by default from 2 seconds or 48,000 bytes on.", show_default=False),
     ] = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
@@ -209,56 +247,88 @@ def sample(
     drafted: Annotated[int | None, typer.Option(min=1, help="Samples that it drafts in a round (3).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make audio files from a checkpoint; one seed and the same options give the same bytes (Ogg: but for a number)."""
+    """Make audio files, or texts, from a checkpoint.
+
+    One seed and the same options give the same file, byte for byte (Ogg: but for a number).
+    """
     from audio_ct.pretrained import choose_device, load
     from audio_ct.sampling.compiled import can_compile
     from audio_ct.sampling.engine import EngineOptions
     from audio_ct.sampling.filters import Filters
-    from audio_ct.sampling.prompt import read_prompt
-    from audio_ct.sampling.writing import write_samples
+    from audio_ct.sampling.prompt import read_byte_prompt, read_prompt
+    from audio_ct.sampling.writing import write_byte_samples, write_samples
 
-    _check_seconds(seconds)
+    if seconds is not None:
+        _check_seconds(seconds)
     if drafted is not None and draft is None:
         raise InputError(f"drafted={drafted} is about --draft, which is not given; name a draft's run.")
     filters = Filters(temperature=temperature, top_k=top_k, top_p=top_p)
     device = choose_device()
-    if compiled is None:
-        compiled = seconds >= COMPILED_FROM_SECONDS and can_compile(device)
-    options = EngineOptions(compiled=compiled, weights=weights, memory=memory)
     model = load(checkpoint, device)
     drafting = None if draft is None else load(draft, device)
-    tokens = (
-        None if prompt is None else read_prompt(prompt, model.sample_rate_hz, model.bits, max_seconds=prompt_seconds)
-    )
+    if drafting is not None and drafting.encoding != model.encoding:
+        raise InputError(
+            f"draft={drafting.label} and {model.label}: one is of audio, the other of bytes; take the same."
+        )
+    rate_hz = model.sample_rate_hz
+    if rate_hz is None:
+        _refuse_given("seconds", seconds, "this is a model of bytes; give --num-bytes")
+        _refuse_given("prompt-seconds", prompt_seconds, "this is a model of bytes; shorten the prompt's file")
+        length = 1024 if num_bytes is None else num_bytes
+        tokens = None if prompt is None else read_byte_prompt(prompt)
+    else:
+        _refuse_given("num-bytes", num_bytes, "this is a model of audio; give --seconds")
+        seconds = 1.0 if seconds is None else seconds
+        length = round(seconds * rate_hz)
+        tokens = None if prompt is None else read_prompt(prompt, rate_hz, model.bits, max_seconds=prompt_seconds)
+    if compiled is None:
+        compiled = can_compile(device) and length >= COMPILED_FROM_SECONDS * (rate_hz or RATE_OF_BYTES_HZ)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("sampling", total=round(seconds * model.sample_rate_hz))
-        written = write_samples(
-            model.model,
-            out,
-            stem=model.recipe.name.replace("/", "-"),
-            sample_rate_hz=model.sample_rate_hz,
-            bits=model.bits,
-            num_waveforms=num,
-            seconds=seconds,
-            seed=seed,
-            prompt=tokens,
-            filters=filters,
-            options=options,
-            draft=None if drafting is None else drafting.model,
-            num_drafted=drafted or 3,
-            device=device,
-            audio_format=audio_format,
-            about={
+        task = progress.add_task("sampling", total=length)
+        settings: dict[str, Any] = {
+            "stem": model.recipe.name.replace("/", "-"),
+            "seed": seed,
+            "prompt": tokens,
+            "filters": filters,
+            "options": EngineOptions(compiled=compiled, weights=weights, memory=memory),
+            "draft": None if drafting is None else drafting.model,
+            "num_drafted": drafted or 3,
+            "device": device,
+            "about": {
                 "checkpoint": model.label,
                 "recipe": model.recipe.name,
                 "prompt": None if prompt is None else prompt.name,
                 "draft": None if drafting is None else drafting.label,
             },
-            overwrite=overwrite,
-            on_progress=lambda done: progress.update(task, completed=done),
-        )
-    for one in written:
-        print(f"{one.path}" + "".join(f"   warning: {warning}" for warning in one.warnings))
+            "overwrite": overwrite,
+            "on_progress": lambda done: progress.update(task, completed=done),
+        }
+        if rate_hz is None:
+            texts = write_byte_samples(
+                model.model, out, num_files=num, num_bytes=length, byte_format=file_format or "txt", **settings
+            )
+            lines = [str(text.path) for text in texts]
+        else:
+            assert seconds is not None
+            waveforms = write_samples(
+                model.model,
+                out,
+                sample_rate_hz=rate_hz,
+                bits=model.bits,
+                num_waveforms=num,
+                seconds=seconds,
+                audio_format=file_format or "wav",
+                **settings,
+            )
+            lines = ["   warning: ".join([str(each.path), *each.warnings]) for each in waveforms]
+    for line in lines:
+        print(line)
+
+
+def _refuse_given(name: str, value: object, why: str) -> None:
+    """Refuse an option that the model at hand has no use for."""
+    if value is not None:
+        raise InputError(f"{name}={value}: {why}.")
 
 
 @app.command()
@@ -274,7 +344,7 @@ def evaluate(
     memory: MemoryOption = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure bits per sample of a checkpoint, its weights and memories rounded if asked to."""
+    """Measure bits per sample, or per byte, of a checkpoint, its weights and memories rounded if asked to."""
     from dataclasses import replace
 
     import torch
@@ -283,6 +353,7 @@ def evaluate(
     from audio_ct.evaluation.comparison import summary
     from audio_ct.pretrained import choose_device, load
     from audio_ct.sampling.weights import with_weights
+    from audio_ct.tokens.encoding import unit
 
     model = load(checkpoint, choose_device())
     if weights != "float32":
@@ -299,14 +370,48 @@ def evaluate(
     if as_json:
         # One recording gives no interval; JSON has no infinity.
         finite = [end if math.isfinite(end) else None for end in figures["interval"]]
-        print(json.dumps(figures | {"interval": finite}, indent=1, allow_nan=False))
+        print(json.dumps(figures | {"unit": unit(model.encoding), "interval": finite}, indent=1, allow_nan=False))
         return
     low, high = figures["interval"]
     ends = f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else ""
+    one = unit(model.encoding)
     print(
-        f"{figures['bits_per_sample']:.4f} bits per sample{ends} on {figures['tokens']:,} samples of "
-        f"{figures['recordings']} {split} recordings"
+        f"{figures['bits_per_sample']:.4f} bits per {one}{ends} on {figures['tokens']:,} {one}s of "
+        f"{figures['recordings']} {split} {'stretches' if model.encoding == 'bytes' else 'recordings'}"
     )
+
+
+@app.command()
+def inspect(
+    checkpoint: CheckpointPath,
+    out: Out,
+    split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
+    max_tokens: MaxTokens = None,
+    cold_start_samples: ColdStartSamples = 1024,
+    against: Annotated[
+        Path | None, typer.Option(help="Another checkpoint of the same corpus: gains are given over it, too.")
+    ] = None,
+    store: StorePath = None,
+) -> None:
+    """Show how a model uses its memories: attention, compression, and bits per sample without them.
+
+    Writes inspection.json, inspection.md and pictures.
+    """
+    from audio_ct.evaluation.inspection import inspect as look_into
+    from audio_ct.pretrained import choose_device, load
+
+    device = choose_device()
+    report = look_into(
+        load(checkpoint, device),
+        out,
+        split=split,
+        max_tokens=max_tokens,
+        cold_start_samples=cold_start_samples,
+        store=store,
+        against=None if against is None else load(against, device),
+        report=print,
+    )
+    print(f"report: {report}   tables: {out / 'inspection.md'}   pictures: {out / '*.png'}")
 
 
 @app.command()
@@ -345,3 +450,48 @@ def compare(
     page = run_comparison(checkpoints, out, options, device=choose_device(), report=print)
     print(f"wav files: {out / 'samples'}")
     print(f"comparison page: {page}")
+
+
+@app.command()
+def study(
+    folder: Annotated[
+        Path, typer.Argument(help="Recipes: base.yaml, whole, and a file for each variant of what differs from it.")
+    ],
+    out: Out,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seeds", min=0, max=2**62, help="Of every variant's runs; may be repeated.")
+    ] = None,
+    num_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0, 1, ... instead (1).")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    split: Annotated[str, typer.Option(help="Split of the corpus that is scored.")] = "test",
+    max_tokens: MaxTokens = None,
+    cold_start_samples: ColdStartSamples = 1024,
+    only: Annotated[list[str] | None, typer.Option("--only", help="A variant to run; may be repeated.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The variant others are compared with (the first).")] = None,
+) -> None:
+    """Train and score a folder of recipes with several seeds: a table, and figures with intervals over seeds.
+
+    What stands is not done again: the same command goes on where it stopped. Where a run failed, the exit status is 2,
+    after all others were run.
+    """
+    if seeds and num_seeds is not None:
+        raise InputError(f"--seeds and --num-seeds {num_seeds} say the same thing twice; leave one out.")
+    from audio_ct.studies.plan import StudyOptions
+    from audio_ct.studies.study import run_study
+
+    options = StudyOptions(
+        seeds=tuple(seeds or range(num_seeds or 1)),
+        settings=tuple(settings or ()),
+        split=split,
+        max_tokens=max_tokens,
+        cold_start_samples=cold_start_samples,
+        jobs=jobs,
+        only=tuple(only) if only else None,
+        baseline=baseline,
+        command=shlex.join(["audio-ct", *sys.argv[1:]]),
+    )
+    is_complete = run_study(folder, out, options, report=print)
+    print(f"table: {out / 'table.md'}   figures: {out / 'figure.png'}, {out / 'curves.png'}")
+    if not is_complete:
+        raise typer.Exit(2)

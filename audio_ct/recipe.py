@@ -150,6 +150,7 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
 
     kind: Literal["compressive_transformer"]  # type: ignore[assignment]
     compressed_memory_length: Lengths
+    """Entries in each layer, or a list; 0 is Transformer-XL."""
     twice_compressed_memory_length: NonNegative = 0
     compression_rate: Positive = 4
     compression: CompressionRecipe = CompressionRecipe()

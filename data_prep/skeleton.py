@@ -24,6 +24,7 @@ from rich.progress import Progress
 
 from audio_ct.audio import files, mu_law
 from audio_ct.errors import AudioCTError, InputError, MissingError
+from audio_ct.tokens.encoding import Encoding
 from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
 from data_prep import report
 
@@ -49,7 +50,7 @@ class PrepOptions:
     jobs: int = 1
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
-    """Shares of the recordings; validation and test get at least one recording each."""
+    """Shares of the recordings, or of a file's bytes; validation and test get at least one each."""
     seed: int = 0
     """Chooses the recordings of each split, and the voices of a synthetic corpus."""
     overwrite: bool = False
@@ -147,25 +148,76 @@ def build(
         InputError: If the store exists or is being prepared, fewer than three recordings are usable, or the disk is
             full.
     """
+
+    def fill(builder: TokenStoreBuilder) -> dict[str, Any]:
+        gathered = gather(builder.work_folder)
+        results, rejects = _encode(gathered, builder.work_folder, options, progress)
+        for result in results:
+            builder.add_shard_file(result.split, result.file, result.sha256, result.recordings)
+        builder.metadata |= {"sources": gathered.sources, "synthetic": gathered.synthetic}
+        measures = [measure for result in results for measure in result.measures]
+        lines = [json.dumps(asdict(reject)) + "\n" for reject in rejects]
+        (builder.folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
+        return report.write(measures, [reject.reason for reject in rejects], options.sample_rate_hz, builder.folder)
+
+    summary = write_store(
+        fill,
+        out,
+        corpus=corpus,
+        preparation=options.preparation(),
+        licence=options.licence,
+        overwrite=options.overwrite,
+        sample_rate_hz=options.sample_rate_hz,
+        bits=options.bits,
+    )
+    return summary | {"times_real_time": round(summary["audio_seconds"] / max(summary["wall_seconds"], 0.01), 1)}
+
+
+def write_store(
+    fill: Callable[[TokenStoreBuilder], dict[str, Any]],
+    out: Path,
+    *,
+    corpus: str,
+    preparation: dict[str, Any],
+    licence: str | None,
+    overwrite: bool,
+    sample_rate_hz: int | None,
+    bits: int = 8,
+    encoding: Encoding = "mu-law",
+) -> dict[str, Any]:
+    """Write a token store, whole or not at all: what every corpus ends in.
+
+    Args:
+        fill: Adds the shards and `report.json`; returns a summary, its warnings among it.
+        out: Where the store shall stand.
+        corpus: Name of the corpus file, kept in the store.
+        preparation: The options that decide on the store's bytes, kept in the store.
+        licence: The sources' licence, kept in the store.
+        overwrite: Replace a token store that stands there.
+        sample_rate_hz: Tokens per second; None for bytes.
+        bits: Bits per token.
+        encoding: What a token stands for.
+
+    Returns:
+        The summary, with out, digest, num_tokens and wall_seconds.
+
+    Raises:
+        InputError: If the store exists or is being prepared, or the disk is full.
+    """
     started = time.monotonic()
-    _refuse_prepared(out, options)
-    metadata = {"corpus": corpus, "preparation": options.preparation(), "licence": options.licence}
+    if not overwrite:
+        _refuse_prepared(out, {"corpus": corpus} | preparation)
     builder = TokenStoreBuilder(
-        out, sample_rate_hz=options.sample_rate_hz, bits=options.bits, overwrite=options.overwrite, metadata=metadata
+        out,
+        sample_rate_hz=sample_rate_hz,
+        bits=bits,
+        encoding=encoding,
+        overwrite=overwrite,
+        metadata={"corpus": corpus, "preparation": preparation, "licence": licence},
     )
     try:
         with builder:
-            gathered = gather(builder.work_folder)
-            results, rejects = _encode(gathered, builder.work_folder, options, progress)
-            for result in results:
-                builder.add_shard_file(result.split, result.file, result.sha256, result.recordings)
-            builder.metadata |= {"sources": gathered.sources, "synthetic": gathered.synthetic}
-            measures = [measure for result in results for measure in result.measures]
-            lines = [json.dumps(asdict(reject)) + "\n" for reject in rejects]
-            (builder.folder / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")
-            summary = report.write(
-                measures, [reject.reason for reject in rejects], options.sample_rate_hz, builder.folder
-            )
+            summary = fill(builder)
             store = builder.commit()
     except TerminatedWorkerError as error:
         raise InputError("a worker process died; give fewer jobs, or more memory, and prepare again.") from error
@@ -177,13 +229,11 @@ def build(
         ) from error
     for warning in summary["warnings"]:
         logger.warning(warning)
-    wall_seconds = time.monotonic() - started
     return summary | {
         "out": str(out),
         "digest": store.digest,
         "num_tokens": sum(store.num_tokens(split) for split in store.splits),
-        "wall_seconds": round(wall_seconds, 2),
-        "times_real_time": round(summary["audio_seconds"] / wall_seconds, 1),
+        "wall_seconds": round(time.monotonic() - started, 2),
     }
 
 
@@ -205,11 +255,21 @@ def plan_splits(names: Sequence[str], options: PrepOptions) -> dict[str, str]:
     if len(names) < len(SPLITS):
         raise InputError(f"{len(names)} usable recordings; at least 3 are needed, one for each of {', '.join(SPLITS)}.")
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{options.seed}\0{name}".encode()).digest())
-    num_validation = min(max(1, round(options.validation_fraction * len(names))), len(names) - 2)
-    num_test = min(max(1, round(options.test_fraction * len(names))), len(names) - 1 - num_validation)
+    num_validation, num_test = count_held_out(len(names), options)
     held_out = dict.fromkeys(ranked[:num_validation], "validation")
     held_out |= dict.fromkeys(ranked[num_validation : num_validation + num_test], "test")
     return {name: held_out.get(name, "train") for name in names}
+
+
+def count_held_out(total: int, options: PrepOptions) -> tuple[int, int]:
+    """Return how many of three things or more are for validation and for test: their shares, and at least one each.
+
+    Args:
+        total: How many there are.
+        options: The fractions.
+    """
+    num_validation = min(max(1, round(options.validation_fraction * total)), total - 2)
+    return num_validation, min(max(1, round(options.test_fraction * total)), total - 1 - num_validation)
 
 
 def plan_shards(candidates: Sequence[Candidate], options: PrepOptions) -> list[tuple[str, list[Candidate]]]:
@@ -277,7 +337,7 @@ def _run(
     )
     total = sum(len(batch) for _, batch in shards)
     results = []
-    with _Progress("encoding", total, progress) as bar:
+    with ProgressLine("encoding", total, progress, unit="recordings") as bar:
         for result in parallel(tasks):
             results.append(result)
             bar.advance(len(result.recordings) + len(result.rejects))
@@ -365,26 +425,27 @@ def _read_text(path: Path | None) -> str | None:
         ) from error
 
 
-def _refuse_prepared(out: Path, options: PrepOptions) -> None:
-    """Say whether a store that stands in the way was prepared with the same options."""
-    if options.overwrite or not (out / "corpus.json").is_file():
+def _refuse_prepared(out: Path, wanted: dict[str, Any]) -> None:
+    """Say whether a store that stands in the way was prepared from the same corpus file with the same options."""
+    if not (out / "corpus.json").is_file():
         return
-    there = TokenStore.open(out).corpus.get("preparation", {})
-    changed = [f"{k}={there.get(k)!r} there, {v!r} here" for k, v in options.preparation().items() if there.get(k) != v]
+    found = TokenStore.open(out).corpus
+    there = {"corpus": found.get("corpus")} | found.get("preparation", {})
+    changed = [f"{k}={there.get(k)!r} there, {v!r} here" for k, v in wanted.items() if there.get(k) != v]
     difference = f"other options ({'; '.join(changed)})" if changed else "the same options"
     raise InputError(f"{str(out)!r} exists already, prepared with {difference}; choose another place or overwrite.")
 
 
-class _Progress:
+class ProgressLine:
     """A bar on a terminal; elsewhere a plain line for every tenth."""
 
-    def __init__(self, label: str, total: int, shown: bool) -> None:
-        self._label, self._total, self._shown = label, total, shown
+    def __init__(self, label: str, total: int, shown: bool, *, unit: str) -> None:
+        self._label, self._total, self._shown, self._unit = label, total, shown, unit
         self._done = 0
         self._console = Console(stderr=True)
         self._bar = Progress(console=self._console) if shown and self._console.is_terminal else None
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "ProgressLine":
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total)
@@ -395,9 +456,10 @@ class _Progress:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
+        """Count so many more as done."""
         tenth = self._done * 10 // self._total
         self._done += count
         if self._bar is not None:
             self._bar.update(self._task, advance=count)
         elif self._shown and self._done * 10 // self._total > tenth:
-            self._console.print(f"{self._label}: {self._done} of {self._total} recordings")
+            self._console.print(f"{self._label}: {self._done} of {self._total} {self._unit}")

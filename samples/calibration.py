@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audio_ct import pretrained
-from audio_ct.audio.mu_law import silence_token
 from audio_ct.tokens.clip import open_corpus
 
 FAR_TOKENS = 20
@@ -54,7 +53,7 @@ def main() -> None:
     store = open_corpus(loaded.recipe.corpus.store, loaded.recipe.corpus.clip_seconds)
     recordings = [each for each in store.recordings(options.split) if each.length >= skip + length]
     tokens = store.tokens(options.split, recordings[options.recording], 0, skip + length).astype(np.int64)
-    inputs = torch.from_numpy(np.concatenate([[silence_token(store.bits)], tokens[:-1]]))[None]
+    inputs = torch.from_numpy(np.concatenate([[store.start_token], tokens[:-1]]))[None]
     targets = torch.from_numpy(tokens[skip:])
     with torch.no_grad():
         state = model(inputs[:, :skip], model.initial_state(1)).state

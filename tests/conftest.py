@@ -1,4 +1,4 @@
-"""What all tests share: shapes are checked at run time, torch keeps to one thread, and a small real token store."""
+"""What all tests share: shapes are checked at run time, torch keeps to one thread, and small real token stores."""
 
 import functools
 import inspect
@@ -86,4 +86,25 @@ def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
     out = tmp_path_factory.mktemp("stores") / "tiny"
     prepare(recordings_folder, out, options=PrepOptions(validation_fraction=0.2, test_fraction=0.2, licence="CC0"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def text_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 60,000 bytes, made of words of its own."""
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list("aeinorst"), random.integers(2, 7))) for _ in range(200)]
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_bytes(" ".join(random.choice(words, 15_000)).encode()[:60_000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def byte_store_path(text_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text as a token store: 48,000 bytes for training, 6,000 each for validation and test."""
+    from data_prep.bytes import prepare
+    from data_prep.skeleton import PrepOptions
+
+    out = tmp_path_factory.mktemp("stores") / "text"
+    prepare(text_path, out, options=PrepOptions(validation_fraction=0.1, test_fraction=0.1))
     return out

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -171,6 +172,100 @@ def test_the_first_run(
     assert (status, err.count("\n")) == (2, 1)
     status, out, err = command("evaluate", run, "--store", moved, "--max-tokens", 40_000)
     assert status == 0, err
+
+
+@pytest.fixture(scope="module")
+def byte_run(byte_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a model of bytes, trained a few steps through the command."""
+    run = tmp_path_factory.mktemp("runs") / "bytes"
+    changes = [
+        *(*SMALL, *SHRUNK["compressive_transformer"], f"corpus.store={byte_store_path}"),
+        *("training.sample_every_windows=2", "sampling.num_bytes=20"),
+    ]
+    arguments = [part for each in changes for part in ("--set", each)]
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = ROOT / "recipes/enwik8/small.yaml"
+        patch.setattr(sys, "argv", ["audio-ct", "train", str(recipe), "--run-dir", str(run), *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code
+    return run
+
+
+def test_from_a_file_of_bytes_to_bits_per_byte(
+    command: Command, byte_run: Path, byte_store_path: Path, text_path: Path, tmp_path: Path
+) -> None:
+    fractions = ["--validation-fraction", 0.1, "--test-fraction", 0.1]
+    status, out, err = command("prep", "bytes", text_path, "--out", tmp_path / "store", *fractions)
+    assert status == 0, err
+    assert (tmp_path / "store/corpus.json").read_bytes() == (byte_store_path / "corpus.json").read_bytes()
+    assert f"report: {tmp_path / 'store/report.json'}\n" in out
+    assert json.loads(out[: out.index("\n}") + 2])["splits"]["test"]["num_bytes"] == 6000
+    status, out, _ = command("corpus", tmp_path / "store")
+    assert out.splitlines()[:3] == [
+        "train: 48,000 bytes in 1 stretches",
+        "validation: 6,000 bytes in 1 stretches",
+        "test: 6,000 bytes in 1 stretches",
+    ]
+    assert out.splitlines()[3].startswith("bytes, digest ")
+
+    assert (byte_run / "samples/step-00000002-00.txt").stat().st_size == 20
+    status, out, err = command("evaluate", byte_run, "--cold-start-samples", 0)
+    assert status == 0, err
+    assert re.fullmatch(r"\d\.\d{4} bits per byte on 6,000 bytes of 1 test stretches\n", out)
+    status, out, _ = command("evaluate", byte_run, "--json")
+    assert json.loads(out)["unit"] == "byte"
+
+    status, out, err = command("sample", byte_run, "--out", tmp_path / "texts", "--num", 2, "--num-bytes", 30)
+    assert status == 0, err
+    files = [tmp_path / f"texts/enwik8-small-0{i}.txt" for i in range(2)]
+    assert out.splitlines() == [str(path) for path in files]
+    assert [path.stat().st_size for path in files] == [30, 30]
+    prompt = ["--prompt", text_path, "--num-bytes", 5, "--format", "bin"]
+    status, out, err = command("sample", byte_run, "--out", tmp_path / "continued", *prompt)
+    assert status == 0, err
+    continued = (tmp_path / "continued/enwik8-small-00.bin").read_bytes()
+    assert (continued[:-5], len(continued)) == (text_path.read_bytes(), 60_005)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "BYTES", "BYTES", "--out", "x"], "measure each by `audio-ct evaluate`"),
+        (
+            ["sample", "BYTES", "--out", "x", "--seconds", "1"],
+            "seconds=1.0: this is a model of bytes; give --num-bytes",
+        ),
+        (["sample", "BYTES", "--out", "x", "--prompt-seconds", "1"], "prompt-seconds=1.0"),
+        (["sample", "BYTES", "--out", "x", "--num-bytes", "0"], "num-bytes=0"),
+        (["sample", "BYTES", "--out", "x", "--format", "wav"], "format='wav': bytes are written as txt or bin"),
+        (["sample", "BYTES", "--out", "x", "--prompt", "nowhere"], "prompt='nowhere' is not there"),
+        (["sample", "BYTES", "--out", "x", "--prompt", "."], "prompt='.' must be a regular file"),
+        (["sample", "BYTES", "--out", "x", "--draft", "RUN"], "one is of audio, the other of bytes"),
+        (["sample", "RUN", "--out", "x", "--num-bytes", "5"], "num-bytes=5: this is a model of audio; give --seconds"),
+        (["prep", "bytes", "nowhere", "--out", "x"], "source='nowhere' is not there"),
+        (["prep", "bytes", ".", "--out", "x/y"], "source='.' must be a regular file"),
+        (["prep", "bytes", "TEXT", "--out", "x", "--test-fraction", "1"], "test_fraction=1.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_with_bytes_is_one_line_and_status_2(
+    command: Command,
+    runs: dict[str, Path],
+    byte_run: Path,
+    text_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"RUN": runs["wavenet"], "BYTES": byte_run, "TEXT": text_path}
+    status, _, err = command(*(names.get(each, each) for each in arguments))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("audio-ct: ")
+    assert message in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

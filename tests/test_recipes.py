@@ -9,21 +9,26 @@ import torch
 from audio_ct import cli
 from audio_ct.models.interface import num_parameters
 from audio_ct.recipe import build_model, load_recipe
+from audio_ct.studies.plan import BASE_FILE, StudyOptions, read_study
 from audio_ct.training import checkpoint
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-PATHS = sorted(RECIPES.rglob("*.yaml"))
-FAMILIES = sorted({path.parent for path in PATHS})
-# Not one of a family: it is about a single clip.
-ALONE = {"overfit_one_clip.yaml"}
+STUDIES = sorted({path.parent for path in (RECIPES / "studies").rglob("*.yaml")})
+# A study's other files are differences from its base.
+PATHS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent not in STUDIES or path.name == BASE_FILE)
+FAMILIES = sorted({path.parent for path in PATHS} - set(STUDIES))
+# Not one of a family: about a single clip, and for a CPU beside recipes for GPUs.
+ALONE = {"demo/overfit_one_clip.yaml", "enwik8/small.yaml"}
 
+# A multiple of every compression rate and of the frames of linear prediction.
+WINDOW_LENGTH = 192
 SHRUNK_TRANSFORMER = {
     "num_layers": 1,
     "d_model": 16,
     "num_heads": 2,
     "d_ff": 16,
-    "segment_length": 256,
-    "memory_length": 256,
+    "segment_length": WINDOW_LENGTH,
+    "memory_length": WINDOW_LENGTH,
 }
 SHRUNK = {
     "compressive_transformer": SHRUNK_TRANSFORMER | {"compressed_memory_length": 64},
@@ -37,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 def test_recipes_are_shipped() -> None:
-    assert {path.parent.name for path in PATHS} >= {"demo", "paper"}
+    assert {path.parent.name for path in PATHS} >= {"demo", "paper", "enwik8"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
@@ -51,14 +56,14 @@ def test_a_recipe_parses_and_its_model_can_be_built(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
 def test_a_recipe_trains_two_steps_through_the_real_command(
-    path: Path, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, store_path: Path, byte_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = load_recipe(path).model.kind
-    changes = {f"model.{key}": value for key, value in SHRUNK[kind].items()} | {
-        "corpus.store": store_path,
+    recipe = load_recipe(path)
+    changes = {f"model.{key}": value for key, value in SHRUNK[recipe.model.kind].items()} | {
+        "corpus.store": byte_store_path if recipe.corpus.store == "stores/enwik8" else store_path,
         "training.batch_size": 2,
-        "training.window_length": 256,
-        "training.max_tokens": 1024,
+        "training.window_length": WINDOW_LENGTH,
+        "training.max_tokens": 2 * 2 * WINDOW_LENGTH,
         "training.sample_every_windows": 0,
         "training.update_every": "{0: 1}",
         "training.compile": "false",
@@ -82,7 +87,16 @@ def test_a_recipe_trains_two_steps_through_the_real_command(
 def test_models_of_a_folder_have_as_many_parameters_within_3_percent(family: Path) -> None:
     counts = {}
     for path in sorted(family.glob("*.yaml")):
-        if path.name not in ALONE:
+        if name_of(path) not in ALONE:
             with torch.device("meta"):
                 counts[path.stem] = num_parameters(build_model(load_recipe(path).model, 256))
     assert max(counts.values()) <= 1.03 * min(counts.values()), counts
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_every_variant_of_a_study_parses_and_its_model_can_be_built(folder: Path, tmp_path: Path) -> None:
+    study = read_study(folder, tmp_path, StudyOptions())
+    assert len(study.variants) == max(1, len(list(folder.glob("*.yaml"))) - (folder / BASE_FILE).is_file())
+    for variant in study.variants:
+        with torch.device("meta"):
+            assert num_parameters(build_model(variant.recipe.model, 256)) > 0

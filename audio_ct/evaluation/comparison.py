@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from audio_ct import __version__
-from audio_ct.audio.mu_law import decode, silence_token
+from audio_ct.audio.mu_law import decode
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import interval, paired_difference
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
@@ -94,7 +94,7 @@ def evaluate(
         opened,
         split,
         choose_recordings(opened, split, max_tokens),
-        start_token=silence_token(opened.bits),
+        start_token=opened.start_token,
         batch_size=evaluation.batch_size,
         window_length=evaluation.window_length,
         cold_start_samples=cold_start_samples,
@@ -137,9 +137,10 @@ def compare(
         report: called with a line for each thing done.
 
     Raises:
-        InputError: if models were trained on different corpora, or `out` cannot be written.
+        InputError: if models were trained on different corpora or on bytes, or `out` cannot be written.
     """
     models = [load(path, device) for path in checkpoints]
+    sample_rate_hz = _sample_rate_hz(models)
     names = _names(models)
     _refuse_different_corpora(models)
     try:
@@ -159,7 +160,7 @@ def compare(
             store=options.store,
         )
         if not real:
-            real = _real(store, options)
+            real = _real(store, options, sample_rate_hz)
         results.append(result)
         figures = summary(result, options.split, options.seed)
         report(f"{name}: {figures['bits_per_sample']:.4f} bits per sample on {figures['tokens']:,} samples")
@@ -168,7 +169,7 @@ def compare(
             model.model,
             samples_folder,
             stem=name.replace("/", "-"),
-            sample_rate_hz=model.sample_rate_hz,
+            sample_rate_hz=sample_rate_hz,
             bits=model.bits,
             num_waveforms=options.num_waveforms,
             seconds=options.seconds,
@@ -180,7 +181,7 @@ def compare(
         seconds = time.perf_counter() - began
         report(f"{name}: {options.num_waveforms} waveforms of {options.seconds:g} s in {seconds:.1f} s")
         waveforms = [sample.waveform for sample in samples]
-        spectrum = long_term_spectrum_db(waveforms, model.sample_rate_hz)
+        spectrum = long_term_spectrum_db(waveforms, sample_rate_hz)
         entries.append(
             {
                 "name": name,
@@ -196,8 +197,8 @@ def compare(
                 "checkpoint": model.label,
                 "recipe_name": model.recipe.name,
                 "seed": model.recipe.seed,
-                "curve": _curve(model.path),
-                "statistics": average(statistics(waveform, model.sample_rate_hz) for waveform in waveforms),
+                "curve": learning_curve(model.path),
+                "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
                 "spectrum_distance_db": spectrum_distance_db(spectrum, real["spectrum"]),
                 "recordings": [
                     {"name": recording, "bits_per_sample": bits / tokens, "tokens": int(tokens)}
@@ -223,7 +224,7 @@ def compare(
         "version": __version__,
         "commit": commit(),
         "synthetic": bool(store.corpus.get("synthetic", False)),
-        "sample_rate_hz": store.sample_rate_hz,
+        "sample_rate_hz": sample_rate_hz,
         "bits": store.bits,
         "reference_lines": lines,
         "models": entries,
@@ -246,6 +247,19 @@ def _names(models: Sequence[Pretrained]) -> list[str]:
     return names
 
 
+def _sample_rate_hz(models: Sequence[Pretrained]) -> int:
+    """Return the rate of the models' waveforms; raise InputError for a model of bytes, of which there is no audio."""
+    rates_hz = []
+    for model in models:
+        if model.sample_rate_hz is None:
+            raise InputError(
+                f"{model.label} is a model of bytes, and the page of a comparison is for listening; measure each by "
+                "`audio-ct evaluate`."
+            )
+        rates_hz.append(model.sample_rate_hz)
+    return rates_hz[0]
+
+
 def _refuse_different_corpora(models: Sequence[Pretrained]) -> None:
     """Raise InputError unless all models were trained on one store, the same clip of it included."""
     first = models[0]
@@ -257,9 +271,9 @@ def _refuse_different_corpora(models: Sequence[Pretrained]) -> None:
             )
 
 
-def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
+def _real(store: TokenStore, options: ComparisonOptions, sample_rate_hz: int) -> dict[str, Any]:
     """Return statistics, spectrum and samples of real speech, passed through mu-law as the models hear it."""
-    num_samples = round(options.seconds * store.sample_rate_hz)
+    num_samples = round(options.seconds * sample_rate_hz)
     recordings = store.recordings(options.split)
     long_enough = [recording for recording in recordings if recording.length >= num_samples] or list(recordings)
     windows = []
@@ -272,10 +286,10 @@ def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
         windows.append((recording.name, waveform))
     waveforms = [waveform for _, waveform in windows]
     return {
-        "statistics": average(statistics(waveform, store.sample_rate_hz) for waveform in waveforms),
-        "spectrum": long_term_spectrum_db(waveforms, store.sample_rate_hz),
+        "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
+        "spectrum": long_term_spectrum_db(waveforms, sample_rate_hz),
         "samples": [
-            {"label": name, "waveform": waveform, "warnings": check(waveform, store.sample_rate_hz)}
+            {"label": name, "waveform": waveform, "warnings": check(waveform, sample_rate_hz)}
             for name, waveform in windows[: options.num_waveforms]
         ],
     }
@@ -283,7 +297,7 @@ def _real(store: TokenStore, options: ComparisonOptions) -> dict[str, Any]:
 
 def _reference_lines(store: TokenStore, options: ComparisonOptions) -> dict[str, float | None]:
     """Return bits per sample of what needs no network, on the positions on which the models are scored."""
-    start_token = silence_token(store.bits)
+    start_token = store.start_token
     scored = [
         store.tokens(options.split, recording)
         for recording in choose_recordings(store, options.split, options.max_tokens)
@@ -301,7 +315,7 @@ def _reference_lines(store: TokenStore, options: ComparisonOptions) -> dict[str,
     return lines | {"linear_prediction": predicted.bits_per_sample(scored, options.cold_start_samples)}
 
 
-def _curve(checkpoint: Path) -> list[dict[str, float | None]]:
+def learning_curve(checkpoint: Path) -> list[dict[str, float | None]]:
     """Return the whole run's learning curve, from the record beside the checkpoint; empty where there is none."""
     record = checkpoint.parent.parent / "metrics.jsonl"
     if not record.is_file():

@@ -7,7 +7,9 @@ past, are scored apart, and every later sample once.
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.interface import TokenModel, select_lanes
+from audio_ct.models.interface import State, TokenModel, select_lanes
 from audio_ct.tokens.store import Recording, TokenStore
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -66,8 +68,23 @@ def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> 
     return tuple(recordings[index] for index in sorted(turns[:enough]))
 
 
+@dataclass(frozen=True)
+class ScoredWindow:
+    """A part of a recording and what its samples cost.
+
+    Attributes:
+        recording: its index among those that are scored.
+        start: the part's first sample in the recording.
+        bits: of each sample [samples], float32.
+    """
+
+    recording: int
+    start: int
+    bits: np.ndarray
+
+
 @torch.no_grad()
-def likelihood(
+def scored_windows(
     model: TokenModel,
     store: TokenStore,
     split: str,
@@ -76,15 +93,15 @@ def likelihood(
     start_token: int,
     batch_size: int,
     window_length: int,
-    cold_start_samples: int,
     device: torch.device,
     precision: torch.dtype,
     memory: torch.dtype = torch.float32,
-) -> Likelihood:
-    """Score recordings of a split under a model.
+    alter: Callable[[State], State] = lambda state: state,
+) -> Iterator[ScoredWindow]:
+    """Read recordings from a cold start each and yield what their samples cost, window by window.
 
     A batch row takes the next recording as soon as its last one is done. Neither batch_size nor window_length changes
-    the result beyond rounding.
+    the bits beyond rounding.
 
     Args:
         model: any model; left in evaluation mode.
@@ -94,30 +111,19 @@ def likelihood(
         start_token: stands before the first token of each recording.
         batch_size: recordings read side by side.
         window_length: tokens read at once, rounded up to whole segments.
-        cold_start_samples: first samples of each recording that are scored apart.
         device: where the model is.
         precision: of autocast; float32 for none.
         memory: type of the states.
-
-    Raises:
-        InputError: if no recording is longer than the cold start.
+        alter: what is done to the state before every window.
     """
-    if not any(recording.length > cold_start_samples for recording in recordings):
-        raise InputError(
-            f"evaluation.cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split "
-            f"{split!r} is longer; lower it."
-        )
     model.eval()
     window = math.ceil(window_length / model.segment_length) * model.segment_length
     num_lanes = min(batch_size, len(recordings))
-    bits = np.zeros((2, len(recordings)))
-    counts = np.zeros((2, len(recordings)), dtype=np.int64)
     # The longest first, so that the last rows end at about the same time.
     waiting = deque(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
     reading: list[tuple[int, int] | None] = [(waiting.popleft(), 0) for _ in range(num_lanes)]
     initial = model.initial_state(num_lanes, device, memory)
     state = initial
-    began = time.perf_counter()
     while any(reading):
         inputs = np.zeros((num_lanes, window), dtype=np.int64)
         targets = np.full((num_lanes, window), -1, dtype=np.int64)
@@ -136,7 +142,7 @@ def likelihood(
         if fresh.any():
             state = select_lanes(fresh.to(device), initial, state)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            output = model(torch.from_numpy(inputs).to(device), state)
+            output = model(torch.from_numpy(inputs).to(device), alter(state))
         state = output.state
         window_bits = _bits(output.logits, torch.from_numpy(targets).to(device)).cpu().numpy()
         for lane, place in enumerate(reading):
@@ -144,15 +150,48 @@ def likelihood(
                 continue
             index, start = place
             stop = min(start + window, recordings[index].length)
-            cold = min(max(cold_start_samples - start, 0), stop - start)
-            parts = (window_bits[lane, cold : stop - start], window_bits[lane, :cold])
-            for row, part in enumerate(parts):
-                bits[row, index] += part.sum(dtype=np.float64)
-                counts[row, index] += len(part)
+            yield ScoredWindow(index, start, window_bits[lane, : stop - start])
             if stop < recordings[index].length:
                 reading[lane] = (index, stop)
             else:
                 reading[lane] = (waiting.popleft(), 0) if waiting else None
+
+
+def likelihood(
+    model: TokenModel,
+    store: TokenStore,
+    split: str,
+    recordings: tuple[Recording, ...],
+    *,
+    cold_start_samples: int,
+    **reading: Any,
+) -> Likelihood:
+    """Score recordings of a split under a model.
+
+    Args:
+        model: any model; left in evaluation mode.
+        store: the token store.
+        split: which of its splits.
+        recordings: which of the split's recordings.
+        cold_start_samples: first samples of each recording that are scored apart.
+        reading: how they are read, see `scored_windows`.
+
+    Raises:
+        InputError: if no recording is longer than the cold start.
+    """
+    if not any(recording.length > cold_start_samples for recording in recordings):
+        raise InputError(
+            f"evaluation.cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split "
+            f"{split!r} is longer; lower it."
+        )
+    bits = np.zeros((2, len(recordings)))
+    counts = np.zeros((2, len(recordings)), dtype=np.int64)
+    began = time.perf_counter()
+    for window in scored_windows(model, store, split, recordings, **reading):
+        cold = min(max(cold_start_samples - window.start, 0), len(window.bits))
+        for row, part in enumerate((window.bits[cold:], window.bits[:cold])):
+            bits[row, window.recording] += part.sum(dtype=np.float64)
+            counts[row, window.recording] += len(part)
     seconds = time.perf_counter() - began
     return Likelihood(
         names=tuple(recording.name for recording in recordings),

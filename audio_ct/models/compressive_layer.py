@@ -26,10 +26,8 @@ from audio_ct.models.attention import (
 from audio_ct.models.compression import CompressionSettings, Decoder, MostUsedCompression, difference, make_compression
 from audio_ct.models.convolution import ShortConvolution
 from audio_ct.models.interface import READ_AHEAD, State
-from audio_ct.models.memory import CompressedPositions, push
+from audio_ct.models.memory import MEMORY_NAMES, CompressedPositions, push
 from audio_ct.models.positions import ContextPositions
-
-MEMORY_NAMES = ("memory", "compressed_memory", "twice_compressed_memory")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from audio_ct.errors import InputError
 
+# What the state calls the tiers, each followed by a point and the layer's number.
+MEMORY_NAMES = ("memory", "compressed_memory", "twice_compressed_memory")
+
 CompressedPositions = Literal["contiguous", "centre", "own"]
 
 
@@ -96,11 +99,15 @@ class MemoryShape:
             compressed = torch.tensor(centres, dtype=torch.float64)
         return torch.cat([compressed, memory])
 
-    def filled_after(self) -> Int[Tensor, " past"]:
-        """Return after how many segments each of the past's entries holds nothing but what was read."""
+    def filled_after(self, *, wholly: bool = True) -> Int[Tensor, " past"]:
+        """Return after how many segments each of the past's entries holds nothing but what was read.
+
+        Not `wholly`: after how many it holds something that was read. They differ where a compressed entry's span may
+        begin within a segment.
+        """
         tiers = reversed(list(enumerate((self.memory_length, *self.compressed_lengths))))
         return torch.tensor(
-            [self._pushes(tier, entry) for tier, length in tiers for entry in reversed(range(length))],
+            [self._pushes(tier, entry, wholly) for tier, length in tiers for entry in reversed(range(length))],
             dtype=torch.int64,
         )
 
@@ -121,10 +128,11 @@ class MemoryShape:
         sources = self._sources(tier, entry)
         return sum(self._centre(tier - 1, source) for source in sources) / len(sources)
 
-    def _pushes(self, tier: int, entry: int) -> int:
+    def _pushes(self, tier: int, entry: int, wholly: bool) -> int:
         if tier == 0:
             return entry // self.segment_length + 1
-        return max(self._pushes(tier - 1, source) for source in self._sources(tier, entry))
+        pushes = [self._pushes(tier - 1, source, wholly) for source in self._sources(tier, entry)]
+        return max(pushes) if wholly else min(pushes)
 
     def _length(self, tier: int) -> int:
         return self.memory_length if tier == 0 else self.compressed_lengths[tier - 1]

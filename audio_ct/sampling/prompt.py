@@ -1,8 +1,9 @@
-"""Prompts: recordings that a model continues."""
+"""Prompts: recordings or files that a model continues."""
 
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from audio_ct.audio.files import read
 from audio_ct.audio.mu_law import encode
 from audio_ct.errors import InputError
+from audio_ct.tokens.byte_file import open_bytes
 
 
 def read_prompt(
@@ -34,3 +36,18 @@ def read_prompt(
     if len(tokens) == 0:
         raise InputError(f"prompt {str(path)!r} holds no samples; name a longer recording.")
     return tokens
+
+
+def read_byte_prompt(path: Path) -> Int[Tensor, " time"]:
+    """Return a file's bytes as tokens [time].
+
+    Args:
+        path: any regular file.
+
+    Raises:
+        MissingError: if there is no such file.
+        InputError: if it is empty, no regular file, or cannot be read.
+    """
+    file, _ = open_bytes(path, name="prompt")
+    with file:
+        return torch.from_numpy(np.frombuffer(file.read(), dtype=np.uint8).astype(np.int64))

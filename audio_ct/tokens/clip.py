@@ -25,9 +25,13 @@ class ClipStore(TokenStore):
             seconds: Length of the clip.
 
         Raises:
-            InputError: If every training recording is shorter.
+            InputError: If every training recording is shorter, or the store holds bytes.
         """
         store = cls.open(path)
+        if store.sample_rate_hz is None:
+            raise InputError(
+                f"corpus.clip_seconds={seconds}: {str(store.path)!r} holds bytes, which have no seconds; leave it out."
+            )
         length = round(seconds * store.sample_rate_hz)
         long_enough = [recording for recording in store.recordings("train") if recording.length >= length > 0]
         if not long_enough:

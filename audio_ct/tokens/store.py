@@ -2,6 +2,7 @@
 
 A store holds `corpus.json` (format, settings, shards with counts and SHA-256), `corpus.json.sha256`, and per split
 `recordings-<split>.jsonl` and shards `<split>-00000.bin` (one byte a token up to 8 bits, two little-endian above).
+What a token stands for is the store's `encoding`. In a store of bytes a recording is a stretch of a file.
 """
 
 import fcntl
@@ -22,6 +23,7 @@ import pydantic_core
 
 from audio_ct.durable import synchronise
 from audio_ct.errors import DamagedError, InputError, MissingError
+from audio_ct.tokens.encoding import Encoding, check_encoding, start_token
 
 FORMAT = "audio-ct token store"
 FORMAT_VERSION = 1
@@ -63,9 +65,16 @@ class _Split(pydantic.BaseModel):
 
 
 class _Corpus(pydantic.BaseModel):
-    sample_rate_hz: pydantic.PositiveInt
+    # Absent where it is mu-law: stores from before there was another kind keep their digests.
+    encoding: Encoding = "mu-law"
+    sample_rate_hz: pydantic.PositiveInt | None
     bits: int = pydantic.Field(ge=1, le=MAXIMUM_BITS)
     splits: dict[_SplitName, _Split] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _encoding_fits(self) -> "_Corpus":
+        check_encoding(self.encoding, sample_rate_hz=self.sample_rate_hz, bits=self.bits)
+        return self
 
 
 _RECORDING = pydantic.TypeAdapter(Recording)
@@ -80,8 +89,10 @@ class TokenStore:
         self.corpus = corpus
         self.digest = digest
         self._corpus = _Corpus.model_validate(corpus, strict=True)
+        self.encoding = self._corpus.encoding
         self.sample_rate_hz = self._corpus.sample_rate_hz
         self.bits = self._corpus.bits
+        self.start_token = start_token(self.encoding, self.bits)
         self.vocabulary_size = 2**self.bits
         self.splits = tuple(self._corpus.splits)
         self._dtype = _token_dtype(self.bits)
@@ -128,8 +139,8 @@ class TokenStore:
         try:
             store = cls(folder, corpus, digest)
         except pydantic.ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            rule = error.errors()[0]["msg"]
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "encoding"
+            rule = error.errors()[0]["msg"].rstrip(".")
             raise DamagedError(f"{str(folder / 'corpus.json')!r}: {where}: {rule}; prepare the store again.") from error
         store.verify(full=False)
         return store
@@ -258,8 +269,9 @@ class TokenStoreBuilder:
         self,
         path: str | os.PathLike[str],
         *,
-        sample_rate_hz: int,
+        sample_rate_hz: int | None,
         bits: int = 8,
+        encoding: Encoding = "mu-law",
         overwrite: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -267,15 +279,17 @@ class TokenStoreBuilder:
 
         Args:
             path: Where it shall stand.
-            sample_rate_hz: Tokens per second.
+            sample_rate_hz: Tokens per second; None for bytes.
             bits: Bits per token, 1 to 16.
+            encoding: What a token stands for.
             overwrite: Replace a token store that stands there; nothing else is ever replaced.
             metadata: Further keys of corpus.json; may be changed through `metadata` until `commit`.
 
         Raises:
-            InputError: If sample_rate_hz or bits is out of range.
+            InputError: If sample_rate_hz or bits is out of range or not of the encoding.
         """
-        if not 1 <= bits <= MAXIMUM_BITS or sample_rate_hz < 1:
+        check_encoding(encoding, sample_rate_hz=sample_rate_hz, bits=bits)
+        if not 1 <= bits <= MAXIMUM_BITS or (sample_rate_hz is not None and sample_rate_hz < 1):
             raise InputError(f"sample_rate_hz={sample_rate_hz}, bits={bits}: the rate must be positive, bits 1 to 16.")
         self.path = Path(os.path.abspath(path))
         self.folder = self.path.with_name(f".{self.path.name}.partial")
@@ -283,6 +297,7 @@ class TokenStoreBuilder:
         self.work_folder = self.folder / f"work-{os.getpid()}"
         self.sample_rate_hz = sample_rate_hz
         self.bits = bits
+        self.encoding = encoding
         self.metadata: dict[str, Any] = dict(metadata or {})
         self._overwrite = overwrite
         self._replaced = self.path.with_name(f".{self.path.name}.replaced")
@@ -421,6 +436,8 @@ class TokenStoreBuilder:
             "bits": self.bits,
             "splits": splits,
         }
+        if self.encoding != "mu-law":
+            corpus["encoding"] = self.encoding
         content = (json.dumps(corpus, indent=2, allow_nan=False) + "\n").encode()
         (self.folder / "corpus.json").write_bytes(content)
         (self.folder / "corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")

@@ -45,7 +45,7 @@ class Streams:
         seed: orders the recordings, with the epoch.
         reset_every_windows: a lane's state is reset after this many windows, staggered over the lanes, so that a cold
             start, as in sampling, stays familiar to the model; 0 for never.
-        start_token: what stands before the first token of a fresh lane, the code of silence.
+        start_token: what stands before the first token of a fresh lane, the store's `start_token`.
 
     Raises:
         InputError: if the split has fewer tokens than one window of every lane.
@@ -75,7 +75,7 @@ class Streams:
             raise InputError(
                 f"training.batch_size={num_lanes} x training.window_length={window_length} needs at least "
                 f"{num_lanes * window_length} tokens, split {split!r} of {store.path} has {store.num_tokens(split)}; "
-                "lower one of them or prepare more audio."
+                "lower one of them or prepare more."
             )
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 

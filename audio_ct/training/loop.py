@@ -22,18 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audio_ct import __version__
-from audio_ct.audio.mu_law import silence_token
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
 from audio_ct.evaluation.likelihood import choose_recordings, likelihood
 from audio_ct.models.interface import State, TokenModel, num_parameters, select_lanes
 from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
-from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.recipe import Recipe, build_model, flat, parse_recipe
 from audio_ct.sampling.compiled import can_compile
 from audio_ct.sampling.engine import EngineOptions
 from audio_ct.sampling.filters import Filters
-from audio_ct.sampling.writing import write_samples
+from audio_ct.sampling.writing import write_byte_samples, write_samples
 from audio_ct.tokens.clip import open_corpus
+from audio_ct.tokens.encoding import unit
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint
@@ -174,11 +174,11 @@ class _Run:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.recipe.training.batch_size * self.recipe.training.window_length
+        return self.recipe.training.tokens_per_step
 
     @property
     def num_steps(self) -> int:
-        return math.ceil(self.recipe.training.max_tokens / self.tokens_per_step)
+        return self.recipe.training.num_steps
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -190,6 +190,11 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
     loaded = _newest_checkpoint(folder, resume)
     store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds)
     store.verify()
+    if store.encoding == "bytes" and recipe.model.linear_prediction is not None:
+        raise InputError(
+            f"model.linear_prediction predicts a waveform, and corpus.store={recipe.corpus.store!r} holds bytes; leave "
+            "it out (--set model.linear_prediction=null)."
+        )
     if loaded is not None:
         _check_same_run(recipe, store, loaded)
     device = choose_device()
@@ -203,7 +208,7 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
         window_length=training.window_length,
         seed=recipe.seed,
         reset_every_windows=training.reset_every_windows,
-        start_token=silence_token(store.bits),
+        start_token=store.start_token,
     )
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, store.vocabulary_size).to(device)
@@ -228,6 +233,7 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
             uri=recipe.tracking.uri,
             enabled=recipe.tracking.enabled,
             resume_step=(loaded.manifest.step if loaded else 0) if resume else None,
+            parent_run_id=recipe.tracking.parent_run_id,
         ),
     )
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -248,30 +254,30 @@ def _newest_checkpoint(folder: Path, resume: bool) -> checkpoint.Checkpoint | No
     return checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
 
 
-def _check_same_run(recipe: Recipe, store: TokenStore, loaded: checkpoint.Checkpoint) -> None:
-    old, new = (_flat(one.model_dump()) for one in (parse_recipe(loaded.recipe, name=str(loaded.path)), recipe))
+def refuse_other_recipe(recipe: Recipe, path: Path, trained_by: str) -> None:
+    """Raise InputError unless a recipe may go on from a checkpoint.
+
+    Args:
+        recipe: of the resumed run.
+        path: the checkpoint, for the message.
+        trained_by: the text of the recipe that it was trained by.
+    """
+    old, new = (flat(one.model_dump()) for one in (parse_recipe(trained_by, name=str(path)), recipe))
     for key in sorted(old | new):
         if old.get(key) != new.get(key) and not any(
             key == may or key.startswith(f"{may}.") for may in RESUME_MAY_CHANGE
         ):
             raise InputError(
-                f"{key}={new.get(key)!r} was {old.get(key)!r} in {loaded.path}; a resumed run must not change it."
+                f"{key}={new.get(key)!r} was {old.get(key)!r} in {path}; a resumed run must not change it."
             )
+
+
+def _check_same_run(recipe: Recipe, store: TokenStore, loaded: checkpoint.Checkpoint) -> None:
+    refuse_other_recipe(recipe, loaded.path, loaded.recipe)
     if store.digest != loaded.manifest.store_digest:
         raise InputError(
             f"corpus.store={str(store.path)!r} is not the store that {loaded.path} was trained on; name that one."
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"section.key": value} of nested dictionaries with text keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and all(isinstance(inner, str) for inner in value):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
@@ -304,7 +310,7 @@ def _restore(run: _Run, loaded: checkpoint.Checkpoint) -> None:
 def _describe(run: _Run) -> None:
     """Tell the tracker what this run is."""
     run.tracker.log_parameters(
-        _flat(run.recipe.model_dump()) | {"parameters": num_parameters(run.model), "device": run.device.type}
+        flat(run.recipe.model_dump()) | {"parameters": num_parameters(run.model), "device": run.device.type}
     )
     run.tracker.set_tags({"commit": commit() or "unknown", "version": __version__})
     run.tracker.log_dataset(run.store.path.name, run.store.digest, str(run.store.path))
@@ -379,7 +385,7 @@ def _log(run: _Run) -> dict[str, float | None]:
 
 
 def _occasionally(run: _Run, is_last: bool) -> None:
-    """Validate, make audio samples and write a checkpoint, each when its time has come, all at the end."""
+    """Validate, make samples and write a checkpoint, each when its time has come, all at the end."""
     training = run.recipe.training
 
     def due(every: int, done_at: int) -> bool:
@@ -404,7 +410,7 @@ def _validate(run: _Run) -> float:
         run.store,
         "validation",
         choose_recordings(run.store, "validation", evaluation.max_validation_tokens),
-        start_token=silence_token(run.store.bits),
+        start_token=run.store.start_token,
         batch_size=evaluation.batch_size,
         window_length=evaluation.window_length,
         cold_start_samples=evaluation.cold_start_samples,
@@ -417,32 +423,41 @@ def _validate(run: _Run) -> float:
         "validation_tokens_per_second": result.tokens_per_second,
     }
     run.tracker.log_metrics(metrics, step=run.step, tokens=run.step * run.tokens_per_step)
-    logger.info("step %d: validation %.4f bits per sample", run.step, result.bits_per_sample)
+    logger.info("step %d: validation %.4f bits per %s", run.step, result.bits_per_sample, unit(run.store.encoding))
     return result.bits_per_sample
 
 
 def _sample(run: _Run) -> None:
     sampling = run.recipe.sampling
-    written = write_samples(
-        run.model,
-        run.folder / "samples",
-        stem=f"step-{run.step:08d}",
-        sample_rate_hz=run.store.sample_rate_hz,
-        bits=run.store.bits,
-        num_waveforms=sampling.num_samples,
-        seconds=sampling.seconds,
-        filters=Filters(temperature=sampling.temperature),
-        options=EngineOptions(compiled=sampling.compiled),
-        seed=run.recipe.seed,
-        device=run.device,
-        about={"recipe": run.recipe.name, "step": run.step},
-        overwrite=True,
-        spectrograms=True,
-    )
-    for sample in written:
-        for path in (sample.path, sample.spectrogram):
-            if path is not None:
-                run.tracker.log_artifact(path, "samples")
+    settings: dict[str, Any] = {
+        "stem": f"step-{run.step:08d}",
+        "filters": Filters(temperature=sampling.temperature),
+        "options": EngineOptions(compiled=sampling.compiled),
+        "seed": run.recipe.seed,
+        "device": run.device,
+        "about": {"recipe": run.recipe.name, "step": run.step},
+        "overwrite": True,
+    }
+    folder = run.folder / "samples"
+    if run.store.sample_rate_hz is None:
+        texts = write_byte_samples(
+            run.model, folder, num_files=sampling.num_samples, num_bytes=sampling.num_bytes, **settings
+        )
+        paths = [text.path for text in texts]
+    else:
+        samples = write_samples(
+            run.model,
+            folder,
+            sample_rate_hz=run.store.sample_rate_hz,
+            bits=run.store.bits,
+            num_waveforms=sampling.num_samples,
+            seconds=sampling.seconds,
+            spectrograms=True,
+            **settings,
+        )
+        paths = [path for sample in samples for path in (sample.path, sample.spectrogram) if path is not None]
+    for path in paths:
+        run.tracker.log_artifact(path, "samples")
 
 
 def _save(run: _Run) -> None:
@@ -475,6 +490,7 @@ def _save(run: _Run) -> None:
                 "kind": run.recipe.model.kind,
                 "parameters": num_parameters(run.model),
                 "vocabulary_size": run.store.vocabulary_size,
+                "encoding": run.store.encoding,
                 "bits": run.store.bits,
                 "sample_rate_hz": run.store.sample_rate_hz,
             },

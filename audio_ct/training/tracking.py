@@ -53,6 +53,7 @@ class Tracker:
         uri: str | None,
         enabled: bool = True,
         resume_step: int | None = None,
+        parent_run_id: str | None = None,
     ) -> None:
         """Open the record and start the thread that sends it.
 
@@ -65,6 +66,7 @@ class Tracker:
             resume_step: the step of the checkpoint that training goes on from (0: from the start again). Lines past
                 it are cut, the mlflow run is opened again, and steps it already has are not sent twice. None: a new
                 run.
+            parent_run_id: the mlflow run under which this one is nested.
 
         Raises:
             InputError: the folder already has a record and resume_step is None.
@@ -86,10 +88,8 @@ class Tracker:
         self._has_warned = False
         self._sender: _Sender | None = None
         if enabled:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-            uri = uri or f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
-            self._sender = _Sender(run_folder, experiment, run_name, uri, is_new=resume_step is None)
+            uri = uri or default_uri(run_folder)
+            self._sender = _Sender(run_folder, experiment, run_name, uri, parent_run_id, is_new=resume_step is None)
             self._sender.start()
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int, tokens: int) -> None:
@@ -158,11 +158,14 @@ class Tracker:
 class _Sender:
     """The thread that carries the record to mlflow, as often as it takes."""
 
-    def __init__(self, run_folder: Path, experiment: str, run_name: str, uri: str, *, is_new: bool) -> None:
+    def __init__(
+        self, run_folder: Path, experiment: str, run_name: str, uri: str, parent_run_id: str | None, *, is_new: bool
+    ) -> None:
         self._record_path = run_folder / METRICS_FILE
         self._progress_path = run_folder / TRACKING_FILE
         self._experiment, self._run_name, self._uri = experiment, run_name, uri
-        self._public_uri = _without_password(uri)
+        self._public_uri = without_password(uri)
+        self._parent_tags = {} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id}
         self._is_new = is_new
         self._client: MlflowClient | None = None
         self._run_id = ""
@@ -214,7 +217,7 @@ class _Sender:
 
     def _warn(self, reason: str) -> None:
         if self._first_warning.acquire(blocking=False):
-            line = _without_password(" ".join(reason.split()))[:200]
+            line = without_password(" ".join(reason.split()))[:200]
             message = (
                 "tracking to %s failed (%s); training goes on, the record is in %s and is sent once the store answers"
             )
@@ -231,10 +234,9 @@ class _Sender:
             self._send_system_metrics(client)
 
     def _open(self) -> "MlflowClient":
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        client = connect(self._uri)
         if not self._is_new:
             progress = self._read_progress()
             try:
@@ -247,20 +249,16 @@ class _Sender:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         if not self._run_id:
-            self._run_id = client.create_run(self._experiment_id(client), run_name=self._run_name).info.run_id
+            experiment = experiment_id(client, self._experiment, self._uri)
+            run = client.create_run(experiment, run_name=self._run_name, tags=self._parent_tags)
+            self._run_id = run.info.run_id
             self._write_progress()
+        # A resumed run whose first process found no server has no parent yet.
+        for name, value in self._parent_tags.items():
+            client.set_tag(self._run_id, name, value)
         self._monitors = _system_monitors()
         self._client = client
         return client
-
-    def _experiment_id(self, client: "MlflowClient") -> str:
-        known = client.get_experiment_by_name(self._experiment)
-        if known is not None:
-            return str(known.experiment_id)
-        location: str | None = None
-        if self._uri.startswith("sqlite:///"):
-            location = str(Path(self._uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
-        return client.create_experiment(self._experiment, artifact_location=location)
 
     def _read_progress(self) -> dict[str, Any]:
         """Return what an earlier process left for this store, or an empty dict."""
@@ -398,5 +396,31 @@ def _cut_record(path: Path, resume_step: int) -> None:
     write_whole(path, b"".join(kept))
 
 
-def _without_password(text: str) -> str:
+def default_uri(run_folder: Path) -> str:
+    """Return the address of mlflow.db beside a run's folder."""
+    return f"sqlite:///{run_folder.resolve().parent / 'mlflow.db'}"
+
+
+def connect(uri: str) -> "MlflowClient":
+    """Return mlflow's client of a store; it gives up on a server after 10 s unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: "MlflowClient", experiment: str, uri: str) -> str:
+    """Return mlflow's experiment of a name, made where it is missing; a sqlite store keeps artifacts beside itself."""
+    known = client.get_experiment_by_name(experiment)
+    if known is not None:
+        return str(known.experiment_id)
+    location: str | None = None
+    if uri.startswith("sqlite:///"):
+        location = str(Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
+    return client.create_experiment(experiment, artifact_location=location)
+
+
+def without_password(text: str) -> str:
+    """Return a text without the user and password of the addresses in it."""
     return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""Files of generated audio: the same seed the same bytes, described beside, nothing overwritten unasked."""
+"""Files of generated audio and bytes: the same seed the same, described beside, nothing overwritten unasked."""
 
 import json
 import math
@@ -11,12 +11,12 @@ import soundfile
 import torch
 
 from audio_ct.audio.mu_law import decode
-from audio_ct.errors import InputError
+from audio_ct.errors import InputError, MissingError
 from audio_ct.models.wavenet import WaveNet
-from audio_ct.sampling.engine import EngineOptions
+from audio_ct.sampling.engine import EngineOptions, generate
 from audio_ct.sampling.filters import Filters
-from audio_ct.sampling.prompt import read_prompt
-from audio_ct.sampling.writing import WrittenSample, write_samples
+from audio_ct.sampling.prompt import read_byte_prompt, read_prompt
+from audio_ct.sampling.writing import WrittenBytes, WrittenSample, write_byte_samples, write_samples
 
 SIZES = {"num_stacks": 1, "layers_per_stack": 3, "residual_channels": 8, "skip_channels": 8}
 
@@ -144,3 +144,65 @@ def test_progress_and_pictures(model: WaveNet, tmp_path: Path) -> None:
     assert done == [2048, 2400]
     assert sample.spectrogram is not None
     assert sample.spectrogram.read_bytes().startswith(b"\x89PNG")
+
+
+def write_bytes(model: WaveNet, folder: Path, **settings: Any) -> list[WrittenBytes]:
+    return write_byte_samples(model, folder, **{"stem": "text", "num_files": 2, "num_bytes": 50, "seed": 5} | settings)
+
+
+def test_bytes_are_what_the_model_draws_after_byte_0(model: WaveNet, tmp_path: Path) -> None:
+    written = write_bytes(model, tmp_path, about={"recipe": "tiny"})
+    (expected,) = generate(model, num_waveforms=2, num_samples=50, start_token=0, seed=5)
+    for i, text in enumerate(written):
+        assert text.path == tmp_path / f"text-{i:02d}.txt"
+        assert text.path.read_bytes() == text.content == bytes(expected[i].tolist())
+        sidecar = json.loads(text.path.with_suffix(".json").read_text())
+        assert sidecar.keys() >= {"engine", "commit", "version", "temperature"}
+        about = {"file": text.path.name, "seed": 5 + i, "num_bytes": 50, "prompt_bytes": 0, "recipe": "tiny"}
+        assert {key: sidecar[key] for key in about} == about
+    (alone,) = write_bytes(model, tmp_path, stem="alone", num_files=1, seed=6, byte_format="bin")
+    assert alone.path.name == "alone-00.bin"
+    assert alone.content == written[1].content
+
+
+def test_a_file_of_any_bytes_is_a_prompt(model: WaveNet, tmp_path: Path) -> None:
+    content = bytes(range(256))
+    (tmp_path / "prompt").write_bytes(content)
+    prompt = read_byte_prompt(tmp_path / "prompt")
+    assert prompt.tolist() == list(content)
+    (text,) = write_bytes(model, tmp_path / "out", num_files=1, prompt=prompt)
+    assert text.path.read_bytes() == content + text.content
+    assert json.loads(text.path.with_suffix(".json").read_text())["prompt_bytes"] == 256
+    (tmp_path / "empty").touch()
+    for name, kind in (("empty", InputError), (".", InputError), ("absent", MissingError)):
+        with pytest.raises(kind, match=r"^prompt="):
+            read_byte_prompt(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_bytes": 0}, "num-bytes=0"),
+        ({"num_bytes": 1 << 31}, "num-bytes=2147483648"),
+        ({"num_files": 0}, "num=0"),
+        ({"byte_format": "wav"}, "format='wav': bytes are written as txt or bin"),
+        ({"draft": WaveNet(vocabulary_size=256, **SIZES)}, "num=2: a draft"),
+    ],
+)
+def test_values_out_of_range_are_named_for_bytes(
+    model: WaveNet, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write_bytes(model, tmp_path / "out", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_text_stays_unless_it_may_be_replaced(model: WaveNet, tmp_path: Path) -> None:
+    (tmp_path / "text-01.txt").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"text-01.txt' exists already"):
+        write_bytes(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["text-01.txt"]
+    done: list[int] = []
+    write_bytes(model, tmp_path, overwrite=True, on_progress=done.append)
+    assert (tmp_path / "text-01.txt").stat().st_size == 50
+    assert done == [50]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from audio_ct.errors import DamagedError, InputError, MissingError
+from audio_ct.tokens.clip import ClipStore
 from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
 
 
@@ -68,6 +69,45 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
     assert first == same != other
 
 
+def test_a_store_of_waveforms_is_written_as_before_there_were_bytes(tmp_path: Path) -> None:
+    store = build(tmp_path / "store")
+    assert store.digest == "10e73dc1aa13d0c9aabe53496d6be4033f74a82c32fff106fcbb300e63949994"
+    assert (store.encoding, store.start_token) == ("mu-law", 128)
+
+
+def build_bytes(path: Path) -> TokenStore:
+    with TokenStoreBuilder(path, sample_rate_hz=None, encoding="bytes") as builder:
+        builder.add_shard("train", *shard(0, [30, 40]))
+        return builder.commit()
+
+
+def test_a_store_of_bytes(tmp_path: Path) -> None:
+    build_bytes(tmp_path / "store")
+    store = pickle.loads(pickle.dumps(TokenStore.open(tmp_path / "store")))
+    assert (store.encoding, store.sample_rate_hz, store.bits, store.start_token) == ("bytes", None, 8, 0)
+    np.testing.assert_array_equal(store.tokens("train", 1), shard(0, [30, 40])[0][30:])
+    with pytest.raises(InputError, match="no sample rate"):
+        TokenStoreBuilder(tmp_path / "other", sample_rate_hz=24_000, encoding="bytes")
+    with pytest.raises(InputError, match="need a sample rate"):
+        TokenStoreBuilder(tmp_path / "other", sample_rate_hz=None)
+    with pytest.raises(InputError, match=r"corpus.clip_seconds=1.0: .* holds bytes"):
+        ClipStore.open_clip(tmp_path / "store", 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"encoding": "words"}, {"encoding": None}, {"encoding": "mu-law"}, {"sample_rate_hz": 24_000}, {"bits": 9}],
+    ids=str,
+)
+def test_what_tokens_stand_for_must_fit(tmp_path: Path, change: dict) -> None:
+    build_bytes(tmp_path / "store")
+    corpus = json.loads((tmp_path / "store/corpus.json").read_text()) | change
+    forge(tmp_path / "store", json.dumps(corpus).encode())
+    with pytest.raises(DamagedError, match=r"encoding: .*; prepare the store again.") as caught:
+        TokenStore.open(tmp_path / "store")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("bits", [8, 12])
 def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> None:
     whole = tmp_path / "whole"
@@ -114,6 +154,8 @@ def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> N
         {"bits": 17},
         {"bits": "8"},
         {"sample_rate_hz": 0},
+        {"sample_rate_hz": None},
+        {"encoding": "bytes"},
         {"format_version": 2},
         {"format": "something else"},
     ],

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_ct import pretrained
 from audio_ct.audio.mu_law import silence_token
-from audio_ct.errors import InputError, MissingError, NotFiniteError
+from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import ModelOutput, State, select_lanes
 from audio_ct.models.wavenet import WaveNet
@@ -463,6 +465,57 @@ def test_samples_are_made_while_training(store_path: Path, tmp_path: Path) -> No
     names = {path.name for path in (tmp_path / "samples").iterdir()}
     for stem in ("step-00000002-00", "step-00000002-01", "step-00000003-00"):
         assert names >= {f"{stem}.wav", f"{stem}.json", f"{stem}.png"}
+
+
+def test_bytes_are_learned_validated_and_written(
+    byte_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["training.sample_every_windows=2", "sampling.num_bytes=30", "sampling.num_samples=2"]
+    with caplog.at_level("INFO", logger="audio_ct"):
+        train(recipe(byte_store_path, WAVENET, *overrides, steps=3), tmp_path / "run")
+    assert any(re.search(r"step 3: validation \d\.\d{4} bits per byte", message) for message in caplog.messages)
+    samples = tmp_path / "run/samples"
+    assert {path.name for path in samples.iterdir()} == {
+        f"step-{step:08d}-{i:02d}.{suffix}" for step in (2, 3) for i in (0, 1) for suffix in ("txt", "json")
+    }
+    assert (samples / "step-00000003-01.txt").stat().st_size == 30
+    model = pretrained.load(tmp_path / "run")
+    assert (model.encoding, model.sample_rate_hz, model.bits, model.start_token) == ("bytes", None, 8, 0)
+    train(recipe(byte_store_path, WAVENET, *overrides, steps=6), tmp_path / "run", resume=True)
+    train(recipe(byte_store_path, WAVENET, *overrides, steps=6), tmp_path / "unbroken")
+    assert_same_checkpoint(*(tmp_path / name / "checkpoints/step-00000006" for name in ("run", "unbroken")))
+
+
+def test_a_fresh_lane_of_bytes_begins_with_byte_0(byte_store_path: Path) -> None:
+    store = TokenStore.open(byte_store_path)
+    streams = Streams(
+        store, "train", num_lanes=2, window_length=8, seed=0, reset_every_windows=0, start_token=store.start_token
+    )
+    assert streams.window(0).inputs[0, 0] == 0
+    assert 0 not in streams.window(0).targets
+
+
+def test_linear_prediction_is_not_for_bytes(byte_store_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model.linear_prediction .* holds bytes") as caught:
+        train(recipe(byte_store_path, COMPRESSIVE), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"sample_rate_hz": None}, {"bits": None}, {"encoding": "bytes"}], ids=str)
+def test_a_checkpoint_that_does_not_say_its_tokens_is_damaged(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    load = checkpoint.load
+
+    def load_changed(*arguments: Any, **options: Any) -> checkpoint.Checkpoint:
+        loaded = load(*arguments, **options)
+        return replace(loaded, manifest=replace(loaded.manifest, model=loaded.manifest.model | change))
+
+    monkeypatch.setattr(checkpoint, "load", load_changed)
+    with pytest.raises(DamagedError, match="train the model again") as caught:
+        pretrained.load(tiny_run)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_resumed_run_makes_its_samples_when_the_unbroken_one_does(store_path: Path, tmp_path: Path) -> None:

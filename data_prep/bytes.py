@@ -1,0 +1,159 @@
+"""Any file: its bytes are the tokens, as in the paper's experiment on enwik8, the first 10^8 bytes of a Wikipedia.
+
+The splits are contiguous, as is the custom there: the file begins with training, then come validation and test.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from audio_ct.errors import InputError
+from audio_ct.tokens.byte_file import open_bytes
+from audio_ct.tokens.store import Recording, TokenStoreBuilder
+from data_prep.skeleton import MAXIMUM_SHARD_BYTES, SPLITS, PrepOptions, ProgressLine, count_held_out, write_store
+
+# A recording of the store, so much of the file. Short enough that validation can take a few, that evaluation reads some
+# side by side and that there is something to resample; long enough that beginning anew costs nothing that counts:
+# 0.00004 bits a byte for a small model, 0.0013 at 16 KiB.
+STRETCH_BYTES = 1 << 18
+# Text has 4 to 5.5 bits by the counts of its bytes.
+COMPRESSED_ENTROPY_BITS = 7.9
+OF_RECORDINGS = ("sample_rate_hz", "bits", "seed", "minimum_seconds")
+
+Counts = npt.NDArray[np.int64]
+
+
+def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: bool = False) -> dict[str, Any]:
+    """Prepare a token store whose tokens are the bytes of a file.
+
+    Args:
+        source: The file; read once, a stretch at a time, so it may be larger than memory.
+        out: Where the store shall stand.
+        options: The fractions of the file's bytes, the licence, and whether to overwrite; `jobs` changes nothing.
+        progress: Show progress on standard error.
+
+    Returns:
+        A summary: num_bytes, distinct_bytes and entropy_bits_per_byte of the file and of each of `splits`, warnings,
+        out, digest, num_tokens and wall_seconds.
+
+    Raises:
+        InputError: If the source is no regular file, cannot be read, or has fewer than three bytes, if an option is for
+            recordings of sound, or if the store exists.
+        MissingError: If the source is not there.
+    """
+    if source is None:
+        raise InputError("corpus=bytes needs a source: the file whose bytes are the corpus.")
+    for name in OF_RECORDINGS:
+        default = next(field.default for field in fields(PrepOptions) if field.name == name)
+        if (value := getattr(options, name)) != default:
+            raise InputError(f"{name}={value!r} is for recordings of sound; leave it out for corpus=bytes.")
+    if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(out)):
+        raise InputError(f"out={str(out)!r} contains the source; choose a place outside it.")
+    file, num_bytes = open_bytes(source, name="source")
+    with file:
+        if num_bytes < len(SPLITS):
+            raise InputError(
+                f"source={str(source)!r} has {num_bytes} bytes; at least 3 are needed, one for each split."
+            )
+
+        def fill(builder: TokenStoreBuilder) -> dict[str, Any]:
+            file_name = os.fsencode(source.name).decode("utf-8", "backslashreplace")
+            counts, sha256 = _copy(file, file_name, num_bytes, builder, options, progress)
+            builder.metadata |= {
+                "sources": [{"name": file_name, "kind": "file", "num_bytes": num_bytes, "sha256": sha256}],
+                "synthetic": False,
+            }
+            return _report(counts, builder.folder)
+
+        return write_store(
+            fill,
+            out,
+            corpus="bytes",
+            preparation={
+                "validation_fraction": options.validation_fraction,
+                "test_fraction": options.test_fraction,
+                "stretch_bytes": STRETCH_BYTES,
+            },
+            licence=options.licence,
+            overwrite=options.overwrite,
+            sample_rate_hz=None,
+            encoding="bytes",
+        )
+
+
+def _copy(
+    file: BinaryIO, file_name: str, num_bytes: int, builder: TokenStoreBuilder, options: PrepOptions, progress: bool
+) -> tuple[dict[str, Counts], str]:
+    """Copy a file into shards, split after split; return the byte counts [256] of each and the file's SHA-256."""
+    num_validation, num_test = count_held_out(num_bytes, options)
+    sizes = (num_bytes - num_validation - num_test, num_validation, num_test)
+    counts = {split: np.zeros(256, dtype=np.int64) for split in SPLITS}
+    whole = hashlib.sha256()
+    place = 0
+    with ProgressLine("copying", num_bytes, progress, unit="bytes") as line:
+        for split, size in zip(SPLITS, sizes, strict=True):
+            for shard_begin, shard_end in _cut(size, MAXIMUM_SHARD_BYTES):
+                digest = hashlib.sha256()
+                rows = []
+                shard = builder.work_folder / "shard.bin"
+                with shard.open("wb") as handle:
+                    for offset, end in _cut(shard_end - shard_begin, STRETCH_BYTES):
+                        block = file.read(end - offset)
+                        if len(block) != end - offset:
+                            raise InputError(
+                                f"source={file_name!r} became shorter while it was read; prepare it when it is whole."
+                            )
+                        handle.write(block)
+                        digest.update(block)
+                        whole.update(block)
+                        counts[split] += np.bincount(np.frombuffer(block, dtype=np.uint8), minlength=256)
+                        name = f"{place}-{place + len(block)}"
+                        rows.append(Recording(name, file_name, file_name, None, 0, offset, len(block)))
+                        place += len(block)
+                        line.advance(len(block))
+                builder.add_shard_file(split, shard, digest.hexdigest(), rows)
+    return counts, whole.hexdigest()
+
+
+def _cut(size: int, at_most: int) -> list[tuple[int, int]]:
+    """Return where as few pieces as possible of about equal size begin and end."""
+    num = -(-size // at_most)
+    return [(size * i // num, size * (i + 1) // num) for i in range(num)]
+
+
+def _report(counts: dict[str, Counts], folder: Path) -> dict[str, Any]:
+    """Write report.json into a folder: what the file holds by the counts of its bytes; return it without the counts."""
+    whole = sum(counts.values(), np.zeros(256, dtype=np.int64))
+    warnings = []
+    if _entropy_bits(whole) > COMPRESSED_ENTROPY_BITS:
+        warnings.append(
+            f"the bytes have {_entropy_bits(whole):.2f} bits of entropy, as those of a compressed file have, of which "
+            "nothing can be learned; unpack it first."
+        )
+    if np.count_nonzero(whole) == 1:
+        warnings.append("every byte is the same; there is nothing to learn.")
+    summary = _describe(whole) | {"splits": {split: _describe(of) for split, of in counts.items()}}
+    summary["warnings"] = warnings
+    content = summary | {"byte_counts": {split: of.tolist() for split, of in counts.items()}}
+    (folder / "report.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return summary
+
+
+def _describe(counts: Counts) -> dict[str, Any]:
+    return {
+        "num_bytes": int(counts.sum()),
+        "distinct_bytes": int(np.count_nonzero(counts)),
+        "entropy_bits_per_byte": round(_entropy_bits(counts), 4),
+    }
+
+
+def _entropy_bits(counts: Counts) -> float:
+    """Return the entropy of bytes drawn one by one by these counts: what a model that knows no context reaches."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
