@@ -342,20 +342,46 @@ def evaluate(
     store: StorePath = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
+    memory_length: Annotated[
+        int | None, typer.Option(min=0, help="Memory of another length than in training, in layers that have one.")
+    ] = None,
+    compressed_memory_length: Annotated[int | None, typer.Option(min=0, help="The same of compressed memory.")] = None,
+    moving: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Instead: read the split as in training and learn from each window once it is scored, at this "
+            "learning rate; 0 freezes the parameters. May be repeated."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure bits per sample, or per byte, of a checkpoint, its weights and memories rounded if asked to."""
+    """Measure bits per sample, or per byte, of a checkpoint: as it is, with other memories, or while it learns."""
     from dataclasses import replace
 
     import torch
 
     from audio_ct.evaluation.comparison import evaluate as measure
     from audio_ct.evaluation.comparison import summary
-    from audio_ct.pretrained import choose_device, load
+    from audio_ct.pretrained import choose_device, load, with_memory_lengths
     from audio_ct.sampling.weights import with_weights
     from audio_ct.tokens.encoding import unit
 
     model = load(checkpoint, choose_device())
+    if moving:
+        from audio_ct.training.moving import bits_while_moving
+
+        if weights != "float32" or memory != "float32" or memory_length or compressed_memory_length:
+            raise InputError("moving reads as in training: leave out --weights, --memory and other lengths.")
+        for rate in moving:
+            bits, scored = bits_while_moving(model, split=split, learning_rate=rate, max_tokens=max_tokens, store=store)
+            how = f"moving at {rate:g}" if rate else "frozen"
+            line = {"split": split, "learning_rate": rate, "bits_per_sample": bits, "tokens": scored}
+            text = (
+                f"{bits:.4f} bits per {unit(model.encoding)}, {how}, on {scored:,} {unit(model.encoding)}s of {split}"
+            )
+            print(json.dumps(line) if as_json else text)
+        return
+    model = with_memory_lengths(model, memory_length=memory_length, compressed_memory_length=compressed_memory_length)
     if weights != "float32":
         model = replace(model, model=with_weights(model.model, weights))
     _, result = measure(

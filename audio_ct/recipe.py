@@ -56,6 +56,16 @@ class LinearPredictionRecipe(Section):
 Lengths = Union[NonNegative, Annotated[list[NonNegative], Field(min_length=1)]]
 
 
+class CoarseRecipe(Section):
+    """Layers that read frames of samples. Keys are those of `CoarseSettings`."""
+
+    frame_length: Positive
+    num_layers: Positive
+    memory_length: NonNegative
+    """Frames, not samples."""
+    compressed_memory_length: NonNegative = 0
+
+
 class TransformerXLRecipe(Section):
     """Transformer-XL: the Compressive Transformer without compressed memory. Keys are the model's arguments."""
 
@@ -75,6 +85,7 @@ class TransformerXLRecipe(Section):
     memory_stores: Literal["attention_input", "layer_input"] = "attention_input"
     learned_initial_memory: bool = False
     front_dilations: list[Positive] = []
+    coarse: CoarseRecipe | None = None
     short_convolution_width: NonNegative = 0
     attention_kernel: Literal["auto", "fused", "plain"] = "auto"
     linear_prediction: LinearPredictionRecipe | None = None
@@ -112,6 +123,15 @@ class TransformerXLRecipe(Section):
             raise ValueError(
                 f"model.short_convolution_width={self.short_convolution_width} is lost on model.memory_stores="
                 "'layer_input', which memory does not go through; use attention_input"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _coarse_frames_divide_segment(self) -> "TransformerXLRecipe":
+        if self.coarse is not None and self.segment_length % self.coarse.frame_length:
+            raise ValueError(
+                f"model.coarse.frame_length={self.coarse.frame_length} must divide "
+                f"model.segment_length={self.segment_length}; try {math.gcd(16, self.segment_length)}"
             )
         return self
 
@@ -548,6 +568,7 @@ def build_model(model: Section, vocabulary_size: int) -> "TokenModel":
         InputError: if sizes do not fit together.
     """
     # Torch takes seconds to import: checking a recipe must not.
+    from audio_ct.models.coarse import CoarseSettings
     from audio_ct.models.compression import CompressionSettings
     from audio_ct.models.compressive_transformer import CompressiveTransformer
     from audio_ct.models.linear_prediction import LinearPredictionSettings
@@ -556,6 +577,8 @@ def build_model(model: Section, vocabulary_size: int) -> "TokenModel":
     arguments = model.model_dump(exclude={"kind"})
     if "compression" in arguments:
         arguments["compression"] = CompressionSettings(**arguments["compression"])
+    if arguments.get("coarse") is not None:
+        arguments["coarse"] = CoarseSettings(**arguments["coarse"])
     if arguments["linear_prediction"] is not None:
         arguments["linear_prediction"] = LinearPredictionSettings(**arguments["linear_prediction"])
     if isinstance(model, WaveNetRecipe):

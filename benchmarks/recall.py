@@ -10,7 +10,8 @@ about fresh episodes of each of --delays. The models:
     compressed     memory and compressed memory
     plain          the same without compressed memory
     plain, longer  without compressed memory, its memory longer by as many entries as compressed memory had
-    lstm           an LSTM with about as many parameters, its gradient cut at unrolls like theirs
+    lstm           an LSTM with about as many parameters, at a learning rate of its own
+    lstm, longer   the same, trained four times as long
 
 A memory spans delays up to segment_length - 2 + memory_length + compression_rate x compressed_memory_length, since an
 episode begins with a segment; what is beyond is chance, one in --num-symbols.
@@ -22,7 +23,7 @@ agent.
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from audio_ct.studies.seeds import mean_over_seeds
 from benchmarks import measure
 from benchmarks.measure import Row
 
-MODELS = ("compressed", "plain", "plain, longer", "lstm")
+MODELS = ("compressed", "plain", "plain, longer", "lstm", "lstm, longer")
 NO_TARGET = -1
 EVALUATION_LANES = 32
 # Sizes' options and what they are if not said.
@@ -166,20 +167,23 @@ class Training:
     num_updates: int = 600
     learning_rate: float = 3e-3
 
+    @property
+    def num_steps(self) -> int:
+        """Steps that all lanes together read."""
+        return self.num_lanes * self.unroll_length * self.num_updates
+
 
 def make_model(kind: str, task: Task, sizes: dict[str, int]) -> Recall:
     """Return a fresh model of one of the kinds."""
-    changes = {
-        "compressed": {},
+    changes: dict[str, int] = {
         "plain": {"compressed_memory_length": 0},
         "plain, longer": {
             "memory_length": sizes["memory_length"] + sizes["compressed_memory_length"],
             "compressed_memory_length": 0,
         },
-        "lstm": {},
-    }[kind]
+    }.get(kind, {})
     memory = CompressiveMemory(d_in=task.d_in, num_layers=1, **sizes | changes)  # type: ignore[arg-type]
-    if kind != "lstm":
+    if not kind.startswith("lstm"):
         return Recall(memory, sizes["d_model"], task)
     hidden_size = 1
     while num_parameters(nn.LSTMCell(task.d_in, hidden_size + 1)) <= num_parameters(memory):
@@ -201,7 +205,7 @@ def span(memory: nn.Module) -> int | None:
 
 def learn(model: Recall, training: Training, device: torch.device, *, seed: int) -> None:
     """Train a model on a stream of its own."""
-    num_steps = training.unroll_length * training.num_updates
+    num_steps = training.num_steps // training.num_lanes
     stream = make_stream(model.task, training.delays, training.num_lanes, num_steps, seed=seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
     warm_up = min(50, training.num_updates)
@@ -242,7 +246,7 @@ def measure_recall(
     kinds: Sequence[str],
     task: Task,
     sizes: dict[str, int],
-    training: Training,
+    trainings: dict[str, Training],
     device: torch.device,
     *,
     delays: Sequence[int],
@@ -259,26 +263,28 @@ def measure_recall(
             model = make_model(kind, task, sizes).to(device)
             began = time.perf_counter()
             # Seeds of evaluation are none of training's.
-            learn(model, training, device, seed=2 * seed)
+            learn(model, trainings[kind], device, seed=2 * seed)
             seconds += time.perf_counter() - began
             for delay, rates in by_delay.items():
                 rates.append(success_rate(model, delay, num_episodes, device, seed=2 * seed + 1))
         row: Row = {"name": kind, "parameters": num_parameters(model), "span": span(model.memory)}
         row |= {"training_seconds": seconds / len(seeds), "success_rates": by_delay}
+        row["training"] = vars(trainings[kind]) | {"delays": list(trainings[kind].delays)}
+        row["steps"] = trainings[kind].num_steps
         for delay, rates in by_delay.items():
             mean = mean_over_seeds(rates)
             assert mean is not None
             width = "" if mean.half_width is None else f" ± {mean.half_width:.3f}"
             row[f"delay_{delay}"] = f"{mean.value:.3f}{width}"
         rows.append(row)
-    columns = {"name": "model", "parameters": "parameters", "span": "span", "training_seconds": "s of training"}
+    columns = {"name": "model", "parameters": "parameters", "span": "span", "steps": "steps", "training_seconds": "s"}
     columns |= {f"delay_{delay}": f"delay {delay}" for delay in delays}
     chance = 1 / task.num_symbols
     title = f"Delayed recall, success rate: mean of {len(seeds)} seeds ± 95 %, chance {chance:.3f}"
     measure.show(title, rows, columns)
     return {
         **{"rows": rows, "chance": chance, "sizes": sizes, "delays": list(delays), "seeds": list(seeds)},
-        **{"num_episodes": num_episodes, "training": vars(training) | {"delays": list(training.delays)}, "bars": []},
+        **{"num_episodes": num_episodes, "bars": []},
     }
 
 
@@ -286,9 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="(all)")
-    parser.add_argument("--delays", type=int, nargs="+", default=[6, 12, 24, 48, 72, 96], help="(%(default)s)")
+    parser.add_argument("--delays", type=int, nargs="+", default=[6, 14, 30, 48, 78, 96], help="(%(default)s)")
     parser.add_argument("--max-delay", type=int, default=96, help="longest in training (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
     parser.add_argument("--num-episodes", type=int, default=512, help="for each seed and delay (%(default)s)")
     parser.add_argument("--num-symbols", type=int, default=8, help="(%(default)s)")
     for name, value in SIZES.items():
@@ -297,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--unroll", type=int, default=128, help="steps between two updates (%(default)s)")
     parser.add_argument("--updates", type=int, default=600, help="(%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="(%(default)s)")
+    parser.add_argument("--lstm-learning-rate", type=float, default=1e-2, help="(%(default)s)")
     measure.add_common(parser, "recall")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -307,12 +314,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_updates=options.updates,
         learning_rate=options.learning_rate,
     )
+    lstm = replace(training, learning_rate=options.lstm_learning_rate)
+    trainings = dict.fromkeys(MODELS, training) | {
+        "lstm": lstm,
+        "lstm, longer": replace(lstm, num_updates=4 * options.updates),
+    }
     result: Row = {"benchmark": "recall", "machine": measure.machine(device)}
     found = measure_recall(
         options.models,
         Task(options.num_symbols),
         {name: getattr(options, name) for name in SIZES},
-        training,
+        trainings,
         device,
         delays=options.delays,
         seeds=range(options.seeds),

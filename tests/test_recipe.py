@@ -104,6 +104,11 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("kind: compressive_transformer", "kind: gru", "model.kind='gru': must be one of compressive_transformer, tra"),
         ("kind: compressive_transformer", "", "model.kind=None: must be one of"),
         ("d_ff: 384", "d_ff: 384\n  compression_rate: 129", "model.compression_rate=129 leaves nothing of "),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  coarse: {frame_length: 3, num_layers: 1, memory_length: 4}",
+            "model.coarse.frame_length=3 must divide model.segment_length=128; try 16",
+        ),
         ("d_ff: 384", "d_ff: 384\n  num_key_value_heads: 2", "model.num_key_value_heads=2 must divide model.num_heads"),
         ("d_ff: 384", "d_ff: 384\n  compression: {function: max_pooling}", "has nothing to teach: max_pooling"),
         ("d_ff: 384", "d_ff: 384\n  compression: {functon: 1}", "did you mean model.compression.function?"),

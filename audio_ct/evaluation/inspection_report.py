@@ -21,8 +21,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"# {found['recipe']}: how memory is used",
         "",
         f"{found['checkpoint']}, {found['tokens']:,} samples of {found['recordings']} {found['split']} recordings of "
-        f"store {found['store']} ({found['store_digest'][:16]}), the first {found['cold_start_samples']:,} of each left "
-        f"out; audio-ct {found['version']}, commit {found['commit'] or 'unknown'}, {found['created']}.",
+        f"store {found['store']} ({found['store_digest'][:16]}), the first {found['cold_start_samples']:,} of each "
+        f"left out; audio-ct {found['version']}, commit {found['commit'] or 'unknown'}, {found['created']}.",
         "",
         "## Bits per sample with other memories than in training",
         "",

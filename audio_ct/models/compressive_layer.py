@@ -112,12 +112,12 @@ class CompressiveLayer(nn.Module):
     """One layer, with its memories and its own compression function.
 
     Args:
-        number: names its part of the state.
+        number: its number or name, which names its part of the state.
         settings: what all layers share.
         positions: where its context stands, which says how long its memories are.
     """
 
-    def __init__(self, number: int, settings: LayerSettings, positions: ContextPositions) -> None:
+    def __init__(self, number: int | str, settings: LayerSettings, positions: ContextPositions) -> None:
         super().__init__()
         d_model, shape, compression = settings.d_model, positions.shape, settings.compression
         self.number = number

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from audio_ct.errors import InputError
 from audio_ct.models.attention import Kernel
+from audio_ct.models.coarse import CoarseLayers, CoarseSettings
 from audio_ct.models.compression import CompressionSettings
 from audio_ct.models.compressive_layer import CompressiveLayer, LayerSettings
 from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
@@ -54,6 +55,7 @@ class CompressiveTransformer(MemoryModel):
         embedding: "learned" (paper) or "sinusoidal" features of the token's place on the scale.
         front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
             layers' output together go through WaveNet's head. None in the paper.
+        coarse: layers that read frames of samples, before the others. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
         attention_kernel: "fused", "plain" or by device "auto" (see `attention.dot_product_attention`).
         linear_prediction: backward-adaptive predictors to start from, whose frame length divides segment_length; none
@@ -85,6 +87,7 @@ class CompressiveTransformer(MemoryModel):
         num_key_value_heads: int | None = None,
         embedding: Literal["learned", "sinusoidal"] = "learned",
         front_dilations: Sequence[int] = (),
+        coarse: CoarseSettings | None = None,
         short_convolution_width: int = 0,
         attention_kernel: Kernel = "auto",
         linear_prediction: LinearPredictionSettings | None = None,
@@ -111,12 +114,18 @@ class CompressiveTransformer(MemoryModel):
             )
         self.vocabulary_size = vocabulary_size
         self.segment_length = self.cache_length = segment_length
-        self.adapt_every = segment_length if linear_prediction is None else linear_prediction.frame_length
+        frames = [each.frame_length for each in (linear_prediction, coarse) if each is not None]
+        self.adapt_every = math.gcd(segment_length, *frames)
         self.compression_loss: str = settings.compression.loss
         self._sums_losses = settings.compression.loss_form == "norm"
-        embeddings = {"learned": nn.Embedding, "sinusoidal": AmplitudeEmbedding}
+        embeddings: dict[str, type[nn.Module]] = {"learned": nn.Embedding, "sinusoidal": AmplitudeEmbedding}
         self.embedding = embeddings[embedding](vocabulary_size, d_model)
         self.front = ConvolutionalFront(d_model, front_dilations) if front_dilations else None
+        self.coarse: CoarseLayers | None = None
+        if coarse is not None:
+            self.coarse = CoarseLayers(
+                coarse, settings, segment_length=segment_length, compression_rate=compression_rate
+            )
         shapes = [
             MemoryShape(
                 segment_length,
@@ -158,6 +167,8 @@ class CompressiveTransformer(MemoryModel):
             state |= self.linear_prediction.initial_state(batch_size, device)
         if any(layer.initial_memory is not None for layer in self.layers):
             state["segments_read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        if self.coarse is not None:
+            state |= self.coarse.initial_state(batch_size, device, dtype)
         for layer in self.layers:
             state |= layer.initial_state(batch_size, device, dtype)
         return state
@@ -171,15 +182,16 @@ class CompressiveTransformer(MemoryModel):
         """Return the parameters of compression functions that have a loss of their own (see the base class)."""
         if self.compression_loss == "task":
             return []
-        modules = [module for layer in self.layers for module in (layer.compressions, layer.decoders)]
+        layers = [*self.layers, *([] if self.coarse is None else self.coarse.layers)]
+        modules = [module for layer in layers for module in (layer.compressions, layer.decoders)]
         return [parameter for module in modules for parameter in module.parameters()]
 
     def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
         """Read whole segments (see the base class); the state must stand at the start of one."""
         assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
         assert not is_cut(state), "forward reads from the start of a segment; see consume()"
-        h, skips, predicted, state = self._before_layers(tokens, state)
-        outputs, losses = [], []
+        h, skips, predicted, losses, state = self._before_layers(tokens, state)
+        outputs = []
         for segment in h.split(self.segment_length, dim=1):
             for layer in self.layers:
                 segment, changes, loss, _ = self._recomputed(layer, segment, state)
@@ -198,14 +210,13 @@ class CompressiveTransformer(MemoryModel):
     @torch.no_grad()
     def look(self, tokens: Int[Tensor, "batch time"], state: State) -> MemoryUse:
         """Read one segment and say how memories were used (see the base class)."""
-        h, _, _, state = self._before_layers(tokens, state)
+        h, _, _, _, state = self._before_layers(tokens, state)
         received, losses = {}, {}
-        for layer in self.layers:
-            h, changes, loss, attention = layer(h, state, look=True)
+        for number, layer in enumerate(self.layers):
+            h, changes, loss, received[number] = layer(h, state, look=True)
             state = state | changes
-            received[layer.number] = attention
             if loss is not None:
-                losses[layer.number] = float(loss)
+                losses[number] = float(loss)
         return MemoryUse(received, losses, self._next_segment(state))
 
     def open_cache(self, state: State, offset: int) -> State:
@@ -217,7 +228,9 @@ class CompressiveTransformer(MemoryModel):
                 state |= layer.open_cache(state)
             lane = state["memory.0"]
             state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
-        if self.linear_prediction is not None and offset % self.adapt_every == 0:
+        if self.coarse is not None:
+            state = self.coarse.open_cache(state, offset)
+        if self.linear_prediction is not None and offset % self.linear_prediction.frame_length == 0:
             state = state | self.linear_prediction.open_cache(state, offset)
         return state
 
@@ -230,6 +243,8 @@ class CompressiveTransformer(MemoryModel):
             h = h + self.linear_prediction.read(features)
         if self.front is not None:
             h, skips = self.front.read(h, state, taken)
+        if self.coarse is not None:
+            h = self.coarse.read(h, state, taken)
         hidden = [positions.hidden(taken) for positions in self.positions]
         for layer, index in zip(self.layers, self._positions_of_layers, strict=True):
             h = layer.read(h, state, taken, hidden[index])
@@ -237,8 +252,10 @@ class CompressiveTransformer(MemoryModel):
 
     def close_cache(self, state: State, offset: int) -> State:
         """Return a state whose memories hold the segment, at its end (see the base class)."""
-        if self.linear_prediction is not None and offset % self.adapt_every == 0:
+        if self.linear_prediction is not None and offset % self.linear_prediction.frame_length == 0:
             state = state | self.linear_prediction.close_cache(state)
+        if self.coarse is not None:
+            state = self.coarse.close_cache(state, offset)
         if offset < self.segment_length:
             return state
         state = state | caches_to_queues(state, "front.", offset) | caches_to_queues(state, "short.", offset)
@@ -246,16 +263,20 @@ class CompressiveTransformer(MemoryModel):
             state |= layer.close_cache(state)
         return without_caches(self._next_segment(state))
 
-    def _before_layers(self, tokens: Tensor, state: State) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
-        """Return (what the first layer reads, the front's skips, linear predictions, the state after both)."""
-        h, skips, predicted = self.embedding(tokens), None, None
+    def _before_layers(
+        self, tokens: Tensor, state: State
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor], State]:
+        """Return (what the first layer reads, front's skips, predictions, coarse layers' losses, the state after)."""
+        h, skips, predicted, losses = self.embedding(tokens), None, None, []
         if self.linear_prediction is not None:
             features, predicted, state = self.linear_prediction.predict(tokens, state)
             h = h + self.linear_prediction.read(features)
         if self.front is not None:
             h, skips, queues = self.front(h, state)
             state = state | queues
-        return h, skips, predicted, state
+        if self.coarse is not None:
+            h, state, losses = self.coarse(h, state)
+        return h, skips, predicted, losses, state
 
     def _next_segment(self, state: State) -> State:
         if "segments_read" not in state:

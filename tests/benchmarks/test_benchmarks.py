@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_ct.sampling import engine
-from benchmarks import bars, measure, memory, peers, prep, run, sample, train
+from benchmarks import bars, measure, memory, peers, prep, recall, run, sample, train
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -416,3 +416,37 @@ def test_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_a_gpus_memory_is_measured(tiny_recipes: Path) -> None:
     found = memory.gpu_peaks(train.recipes_of(tiny_recipes), torch.device("cuda"), steps=3)
     assert all(row["peak_bytes"] > 0 for row in found["rows"])
+
+
+def test_episodes_of_recall_fill_a_stream_and_each_is_asked_about_its_symbol() -> None:
+    task = recall.Task(num_symbols=3, num_distractors=4)
+    stream = recall.make_stream(task, [1, 4], 5, 100, seed=0)
+    begins = 0
+    for shown, resets, targets in zip(stream.shown, stream.resets, stream.targets, strict=True):
+        starts = resets.nonzero()[:, 0].tolist()
+        queries = (targets != recall.NO_TARGET).nonzero()[:, 0].tolist()
+        assert starts[0] == 0
+        assert {query - start - 1 for start, query in zip(starts, queries, strict=False)} == {1, 4}
+        assert starts[1 : len(queries) + 1] == [query + 1 for query in queries if query < 99]
+        assert torch.equal(shown[starts][: len(queries)], targets[queries])
+        assert torch.all(shown[queries] == task.d_in - 1)
+        between = [t for t in range(100) if t not in {*starts, *queries}]
+        assert {int(each) for each in shown[between]} == {3, 4, 5, 6}
+        begins += len(starts)
+    assert sum(int(part.resets.sum()) for part in stream.unrolls(7)) == begins
+
+
+def test_recall_is_measured_by_delay_and_seed(command: Run) -> None:
+    result = command(
+        *(recall.main, "--delays", 2, 9, "--max-delay", 9, "--seeds", 2, "--num-episodes", 8),
+        *("--updates", 2, "--unroll", 12, "--lanes", 2, "--num-symbols", 4, "--d-ff", 8, *TINY_OPTIONS[2:]),
+    )
+    rows = {row["name"]: row for row in result["recall"]["rows"]}
+    assert rows.keys() == set(recall.MODELS)
+    spans = {"compressed": 6 + 8 + 8, "plain": 6 + 8, "plain, longer": 6 + 12, "lstm": None, "lstm, longer": None}
+    assert {name: row["span"] for name, row in rows.items()} == spans
+    assert rows["lstm, longer"]["steps"] == 4 * rows["plain"]["steps"] == 4 * 2 * 2 * 12
+    assert rows["plain"]["parameters"] < rows["lstm"]["parameters"] <= rows["compressed"]["parameters"]
+    for row in rows.values():
+        assert row["success_rates"].keys() == {"2", "9"}
+        assert all(len(rates) == 2 and 0 <= min(rates) and max(rates) <= 1 for rates in row["success_rates"].values())

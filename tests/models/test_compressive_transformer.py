@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from audio_ct.errors import InputError
 from audio_ct.models.attention import RelativeAttention, attend_by_content
+from audio_ct.models.coarse import CoarseSettings
 from audio_ct.models.compression import CompressionSettings, ConvolutionCompression, MostUsedCompression, difference
 from audio_ct.models.compressive_layer import CompressiveLayer
 from audio_ct.models.compressive_transformer import CompressiveTransformer
@@ -371,6 +372,25 @@ def test_a_learned_initial_memory_is_seen_until_it_is_pushed_out() -> None:
     assert not gradient.any()
 
 
+def test_a_frame_is_heard_in_the_next_frame_and_not_before() -> None:
+    model = build(
+        num_layers=1, memory_length=0, compressed_memory_length=0, compression_rate=1, coarse=CoarseSettings(2, 1, 6)
+    ).eval()
+    stream = torch.randint(9, (1, 8 * SEGMENT), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(stream, model.initial_state(1, dtype=torch.float64)).logits[0]
+        for s in (SEGMENT + 1, SEGMENT + 2, SEGMENT + 3):
+            changed = stream.clone()
+            changed[0, s] = (changed[0, s] + 1) % 9
+            moved = (model(changed, model.initial_state(1, dtype=torch.float64)).logits[0] - logits).abs().amax(-1) > 0
+            frame, segment_end = s // 2, (s // SEGMENT + 1) * SEGMENT
+            # Its own segment by attention; then frames after its own, while it is in the coarse memory: that of 6
+            # frames is pushed by segments of 2.
+            reach = 2 * ((frame // 2 + 1) * 2 + 6 + 2)
+            expected = [s <= t < segment_end or 2 * (frame + 1) <= t < reach for t in range(len(moved))]
+            assert moved.tolist() == expected
+
+
 def test_memories_may_be_longer_than_they_were_in_training() -> None:
     short, long = build(), build(memory_length=9, compressed_memory_length=[7, 0])
     kept = {name: tensor for name, tensor in short.state_dict().items() if not name.startswith("layers.1.compress")}
@@ -485,6 +505,7 @@ def test_a_compressed_memory_of_none_is_a_transformer_xl() -> None:
         ({"twice_compressed_memory_length": 2, **by("most_used", "none")}, "compresses once"),
         ({"positions": "rotary", "num_heads": 4}, "needs an even model.d_model / model.num_heads=3"),
         ({"positions": "rotary", "compressed_positions": "own"}, "'own' is about relative positions"),
+        ({"coarse": CoarseSettings(3, 1, 1)}, "model.coarse.frame_length=3 must divide model.segment_length=4"),
         ({"memory_stores": "layer_input", "short_convolution_width": 2}, "model.short_convolution_width=2 is lost"),
         (
             {"linear_prediction": LinearPredictionSettings(order=2, windows=[9], frame_length=3)},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from audio_ct.models.coarse import CoarseSettings
 from audio_ct.models.compression import CompressionSettings, Function, Loss
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import (
@@ -111,6 +112,10 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     ),
     "shared-keys": lambda: compressive(num_heads=4, num_key_value_heads=2, **by("most_used", "none")),
     "sinusoidal-embedding": lambda: compressive(embedding="sinusoidal"),
+    "coarse": lambda: compressive(coarse=CoarseSettings(2, 2, 3)),
+    "coarse-compressed-front": lambda: compressive(coarse=CoarseSettings(2, 1, 2, 2), norm="post", **local),
+    "coarse-whole-segment-predicting": lambda: compressive(coarse=CoarseSettings(4, 1, 2), **predicting),
+    "coarse-task": lambda: compressive(coarse=CoarseSettings(1, 1, 4, 3), **by("convolution", "task")),
     "linear-prediction": lambda: compressive(**predicting),
     "linear-prediction-front-short": lambda: compressive(**predicting, **local),
     "linear-prediction-transformer-xl": lambda: transformer_xl(**predicting),

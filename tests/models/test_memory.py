@@ -57,12 +57,13 @@ def test_positions_of_the_docstring() -> None:
     assert shape.positions("own").tolist() == [-2, -1, -2, -1]
 
 
-def slow_spans(shape: MemoryShape, num_segments: int) -> tuple[list[list[float]], list[int]]:
-    """Return the samples behind each of the past's entries, and after how many segments all of those were read."""
+def slow_spans(shape: MemoryShape, num_segments: int) -> tuple[list[list[float]], list[int], list[int]]:
+    """Return the samples behind each of the past's entries, and after how many segments all, or any, were read."""
     tiers: list[deque[list[float]]] = [
         deque([[math.nan]] * length) for length in (shape.memory_length, *shape.compressed_lengths)
     ]
     filled: dict[int, int] = {}
+    begun: dict[int, int] = {}
     for segment in range(num_segments):
         entries = [[float(segment * shape.segment_length + t)] for t in range(shape.segment_length)]
         for tier in tiers:
@@ -77,8 +78,11 @@ def slow_spans(shape: MemoryShape, num_segments: int) -> tuple[list[list[float]]
         for slot, samples in enumerate(past):
             if not any(math.isnan(sample) for sample in samples):
                 filled.setdefault(slot, segment + 1)
+            if not all(math.isnan(sample) for sample in samples):
+                begun.setdefault(slot, segment + 1)
     end = num_segments * shape.segment_length
-    return [[sample - end for sample in samples] for samples in past], [filled[slot] for slot in range(len(past))]
+    spans = [[sample - end for sample in samples] for samples in past]
+    return spans, [filled[slot] for slot in range(len(past))], [begun[slot] for slot in range(len(past))]
 
 
 SHAPES = [
@@ -95,9 +99,10 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_centre_is_the_mean_of_what_an_entry_was_made_of(shape: MemoryShape) -> None:
-    spans, filled = slow_spans(shape, 40)
+    spans, filled, begun = slow_spans(shape, 40)
     assert shape.positions("centre").tolist() == pytest.approx([sum(span) / len(span) for span in spans])
     assert shape.filled_after().tolist() == filled
+    assert shape.filled_after(wholly=False).tolist() == begun
     assert shape.positions("contiguous").tolist() == list(range(-shape.num_past, 0))
 
 

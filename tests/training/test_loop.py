@@ -226,7 +226,7 @@ def test_the_loop_against_a_slow_reading_of_it(
             group = [
                 (parameter, gradient)
                 for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True)
-                if (".compression." in name) == own
+                if (".compressions." in name) == own
             ]
             norm = math.sqrt(sum(float(gradient.square().sum()) for _, gradient in group))
             rate = 1e-2 * min(1.0, (2 * update + 2) / 3)

@@ -1,0 +1,325 @@
+"""The memory as a module that steps through observations with resets, usable where an LSTM's cell was.
+
+Every lane has a clock of its own: an episode begins at the first slot of a segment, and a segment that is full is
+pushed into memory. So a lane's steps of an unroll are cut into *pieces*, at the ends of segments and of episodes:
+
+    segments of 4; a lane that has read 2 slots of one; an unroll of 7 steps; a reset at step 4
+
+    step   0 1 | 2 3 | 4 5 6
+    slot   2 3 | 0 1 | 0 1 2
+
+The first pieces of all lanes go through the layers at once, then the second ones, wherever they stand in the unroll.
+At a reset a lane's whole state becomes the initial one, so that a reset lane is a fresh lane, and no compressed entry
+stands for steps of two episodes. What the running segment has read is part of the state, and attention reads it anew,
+so that an unroll may end anywhere. Slots that are still empty are hidden from attention; a compressed entry is not
+empty if its span holds any step.
+
+Source: Rae et al. 2019, whose reinforcement-learning experiment has the Compressive Transformer in an LSTM's place in
+an IMPALA agent. How lanes are cut into pieces, and that empty slots are hidden, is this project's.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audio_ct.errors import InputError
+from audio_ct.models.compression import CompressionSettings
+from audio_ct.models.compressive_layer import CompressiveLayer, LayerSettings
+from audio_ct.models.interface import State, compact, select_lanes
+from audio_ct.models.memory import CompressedPositions, MemoryShape
+from audio_ct.models.positions import ContextPositions
+
+
+@dataclass(frozen=True)
+class MemoryOutput:
+    """What `CompressiveMemory` returns.
+
+    Attributes:
+        outputs: [batch, time, d_model].
+        state: the lanes' state after the unroll; detached from the graph.
+        auxiliary_losses: scalars to be added to the loss in training, by name; empty in evaluation, and where no
+            segment of the unroll pushed anything out of memory.
+    """
+
+    outputs: Tensor
+    state: State
+    auxiliary_losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Piece(NamedTuple):
+    """A stretch of each lane's steps within one segment of one episode.
+
+    Attributes:
+        steps: of the unroll [batch, queries]; a lane's first `num_steps` count, the others only fill up.
+        num_steps: steps of each lane [batch], 0 where a lane has no more of them.
+        first_slot: where in its segment the lane's first step stands [batch].
+        begins_episode: whether the lane is reset before the piece [batch].
+    """
+
+    steps: Tensor
+    num_steps: Tensor
+    first_slot: Tensor
+    begins_episode: Tensor
+
+    def completes(self, segment_length: int) -> Bool[Tensor, " batch"]:
+        """Return which lanes' segments are full after the piece."""
+        return (self.num_steps > 0) & (self.first_slot + self.num_steps == segment_length)
+
+
+def cut_unroll(
+    place: Int[Tensor, " batch"], resets: Bool[Tensor, "batch time"], segment_length: int
+) -> tuple[list[Piece], Int[Tensor, "batch time"]]:
+    """Return the pieces of an unroll, and where among all pieces' queries, side by side, each step is.
+
+    A GPU is waited for once.
+
+    Args:
+        place: slots of its segment that each lane has read.
+        resets: steps at which an episode begins.
+        segment_length: slots of a segment.
+
+    Example: the module's, beside a lane that has read nothing and is not reset, whose steps are 0 1 2 3 | 4 5 6. The
+    pieces are 4, 3 and 3 queries wide: the first lane's steps are at 0 1 | 4 5 | 7 8 9, the other's at 0 1 2 3 | 4 5 6.
+    """
+    num_steps = resets.shape[1]
+    step = torch.arange(num_steps, device=place.device)
+    last_reset = torch.where(resets, step, -1).cummax(dim=1).values
+    slot = torch.where(last_reset < 0, place[:, None] + step, step - last_reset) % segment_length
+    begins = (slot == 0) | (step == 0)
+    number = begins.cumsum(dim=1) - 1
+    # A lane has at most as many pieces as steps; those past its last have none.
+    lengths = torch.zeros_like(number).scatter_add_(1, number, torch.ones_like(number))
+    starts = lengths.cumsum(dim=1) - lengths
+    widths = [width for width in lengths.amax(dim=0).tolist() if width]
+    pieces, offsets, offset = [], [], 0
+    for index, width in enumerate(widths):
+        start = starts[:, index, None].clamp(max=num_steps - 1)
+        steps = (start + torch.arange(width, device=place.device)).clamp(max=num_steps - 1)
+        has_steps = lengths[:, index] > 0
+        begins_episode = resets.gather(1, start)[:, 0] & has_steps
+        pieces.append(Piece(steps, lengths[:, index], slot.gather(1, start)[:, 0], begins_episode))
+        offsets.append(offset)
+        offset += width
+    where = torch.tensor(offsets, device=place.device)[number] + step - starts.gather(1, number)
+    return pieces, where
+
+
+class SteppingLayer(CompressiveLayer):
+    """A layer that reads a segment in pieces, every lane at its own slot."""
+
+    def __init__(self, number: int, settings: LayerSettings, positions: ContextPositions) -> None:
+        super().__init__(number, settings, positions)
+        self.register_buffer("begun_after", self.shape.filled_after(wholly=False), persistent=False)
+        self.begun_after: Tensor
+
+    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Return empty memories, and an empty segment."""
+        segment = torch.zeros(batch_size, self.shape.segment_length, self.d_model, device=device, dtype=dtype)
+        return super().initial_state(batch_size, device, dtype) | {self._name("segment"): segment}
+
+    def read_piece(
+        self, h: Float[Tensor, "batch queries d_model"], state: State, piece: Piece
+    ) -> tuple[Float[Tensor, "batch queries d_model"], State, Tensor | None]:
+        """Return (the layer's output, what it changes of the state, the loss of each push out of memory, summed)."""
+        x = self.attention_norm(h) if self.pre_norm else h
+        length, past = self.shape.segment_length, self._past(state)
+        slot = torch.arange(length, device=h.device)
+        from_first = slot - piece.first_slot[:, None]
+        is_new = (from_first >= 0) & (from_first < piece.num_steps[:, None])
+        segment = state[self._name("segment")].to(x.dtype)
+        segment = torch.where(is_new[..., None], take_steps(x, from_first.clamp(0, x.shape[1] - 1)), segment)
+        slots = (piece.first_slot[:, None] + torch.arange(x.shape[1], device=h.device)).clamp(max=length - 1)
+        attended = self._attend(x, torch.cat([past.to(x.dtype), segment], dim=1), slots, state["segments_read"])
+        changes = {self._name("segment"): segment.detach().to(past.dtype)}
+        loss = None
+        lanes = piece.completes(length).nonzero()[:, 0]
+        if len(lanes):
+            of_lanes = {name: state[name][lanes] for name in state if name.endswith(f".{self.number}")}
+            memories, old, new = self._remember(segment[lanes], None, of_lanes)
+            changes |= {name: state[name].index_copy(0, lanes, memory) for name, memory in memories.items()}
+            if self.training:
+                loss = self._loss_of_pushes(segment[lanes], old, new, self.pushes_out(state)[lanes])
+        return self._feed_forward(h, attended), changes, loss
+
+    def pushes_out(self, state: State) -> Bool[Tensor, " batch"]:
+        """Return in which lanes something that was read leaves memory when the segment is full."""
+        return (state["segments_read"] + 1) * self.shape.segment_length > self.shape.memory_length
+
+    def _loss_of_pushes(
+        self, segment: Tensor, old: list[Tensor], new: list[Tensor], counted: Bool[Tensor, " lanes"]
+    ) -> Tensor | None:
+        if not counted.any():
+            return None
+        old, new = ([entries[counted] for entries in tiers] for tiers in (old, new))
+        loss = self._compression_loss(segment[counted], old, new, look=False)
+        return None if loss is None else loss * counted.sum()
+
+    def _attend(
+        self,
+        x: Float[Tensor, "batch queries d_model"],
+        context: Float[Tensor, "batch keys d_model"],
+        slots: Int[Tensor, "batch queries"],
+        segments_read: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """Return attention of queries in these slots over what they may see: no empty slot, no later one."""
+        sinusoids, rotation = self.positions.segment()
+        k, v = self.attention.keys_values(context.to(self._dtype), sinusoids)
+        # Positions differ between lanes: to the attention all lanes' queries are those of one.
+        q = self.attention.queries(x.flatten(0, 1)[None], rotation[:, slots.flatten()])
+        q = rearrange(q, "1 h (b q) e -> b h q e", b=len(x))
+        is_begun = segments_read[:, None] >= self.begun_after
+        seen_segment = torch.arange(self.shape.segment_length, device=x.device) <= slots[..., None]
+        seen = torch.cat([is_begun[:, None].expand(-1, x.shape[1], -1), seen_segment], dim=-1)
+        padded = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
+        out = F.scaled_dot_product_attention(q, k, padded, attn_mask=seen[:, None], scale=1.0)[..., : v.shape[-1]]
+        return self.attention.output(rearrange(out, "b h q d -> b q (h d)"))
+
+
+class CompressiveMemory(nn.Module):
+    """Layers with memory and compressed memory that step through observations, an unroll of any length at a time.
+
+    An unroll may be cut into others anywhere, also into single steps: outputs and state are the same. Gradients reach
+    what was read in this unroll since a lane's segment began. Memories are constants, to which the projections of keys
+    and values are applied anew, so that what to look for is learned over any distance that memory spans, however
+    short the unrolls are (Rae et al. 2019, algorithm 1).
+
+    An unroll of one step projects keys and values of all memories again; a GPU is waited for at every piece.
+
+    Args:
+        d_in: size of an observation.
+        num_layers: Transformer layers, pre-norm.
+        d_model: size of outputs.
+        num_heads: attention heads; divides d_model.
+        d_ff: hidden size of the feed-forward blocks.
+        segment_length: steps that attend to each other; then they are pushed into memory.
+        memory_length: past steps kept in each layer.
+        compressed_memory_length: compressed entries kept in each layer; 0 for a memory without compressed memory.
+        compression_rate: steps that become one.
+        compression: the compression function and its loss; any but most_used.
+        compressed_positions: where compressed entries stand (`MemoryShape.positions`).
+
+    Raises:
+        InputError: if sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_in: int,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        segment_length: int,
+        memory_length: int,
+        compressed_memory_length: int = 0,
+        compression_rate: int = 1,
+        compression: CompressionSettings | None = None,
+        compressed_positions: CompressedPositions = "contiguous",
+    ) -> None:
+        super().__init__()
+        settings = LayerSettings(
+            d_model=d_model,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            norm="pre",
+            positions="relative",
+            num_key_value_heads=None,
+            attention_kernel="auto",
+            compression=compression or CompressionSettings(),
+            compressed_positions=compressed_positions,
+            memory_stores="attention_input",
+            learned_initial_memory=False,
+            short_convolution_width=0,
+        )
+        if settings.compression.function == "most_used":
+            raise InputError(
+                "compression.function='most_used' counts attention by whole segments, which unrolls may cut; use "
+                "another function."
+            )
+        compressed_lengths = (compressed_memory_length,) if compressed_memory_length else ()
+        shape = MemoryShape(segment_length, memory_length, compressed_lengths, compression_rate)
+        self.shape = shape
+        self.compression_loss: str = settings.compression.loss
+        self._sums_losses = settings.compression.loss_form == "norm"
+        self.observe = nn.Linear(d_in, d_model)
+        positions = ContextPositions(shape, compressed_positions, settings.num_sinusoids)
+        self.layers: list[SteppingLayer] = nn.ModuleList(  # type: ignore[assignment]
+            SteppingLayer(number, settings, positions) for number in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model)
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> State:
+        """Return the state of `batch_size` lanes at the start of an episode: a flat dictionary, lane first."""
+        state = {name: torch.zeros(batch_size, dtype=torch.int64, device=device) for name in ("place", "segments_read")}
+        for layer in self.layers:
+            state |= layer.initial_state(batch_size, device, dtype)
+        return state
+
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
+        if self.compression_loss == "task":
+            return []
+        modules = [module for layer in self.layers for module in (layer.compressions, layer.decoders)]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def forward(
+        self,
+        observations: Float[Tensor, "batch time d_in"],
+        state: State,
+        resets: Bool[Tensor, "batch time"] | None = None,
+    ) -> MemoryOutput:
+        """Read an unroll of every lane.
+
+        Args:
+            observations: [batch, time, d_in]; time is 1 or more.
+            state: where the lanes stand, each at its own step; left as it was.
+            resets: True where a lane's episode begins: what it reads before that step has no influence on outputs from
+                there on. None for nowhere.
+
+        Returns:
+            Outputs [batch, time, d_model], the new state and auxiliary losses.
+        """
+        num_lanes, num_steps = observations.shape[:2]
+        if resets is None:
+            resets = torch.zeros(num_lanes, num_steps, dtype=torch.bool, device=observations.device)
+        pieces, where = cut_unroll(state["place"], resets, self.shape.segment_length)
+        h = self.observe(observations)
+        segment = state["segment.0"]
+        initial = self.initial_state(num_lanes, segment.device, segment.dtype)
+        outputs, losses, num_pushes = [], [], torch.zeros((), device=h.device)
+        for piece in pieces:
+            state = select_lanes(piece.begins_episode, initial, state)
+            completes = piece.completes(self.shape.segment_length)
+            num_pushes = num_pushes + (completes & self.layers[0].pushes_out(state)).sum()
+            x = take_steps(h, piece.steps)
+            for layer in self.layers:
+                x, changes, loss = layer.read_piece(x, state, piece)
+                state = state | changes
+                losses.extend([] if loss is None else [loss])
+            place = (piece.first_slot + piece.num_steps) % self.shape.segment_length
+            state = state | {
+                "place": torch.where(piece.num_steps > 0, place, state["place"]),
+                "segments_read": state["segments_read"] + completes,
+            }
+            outputs.append(x)
+        auxiliary: dict[str, Tensor] = {}
+        if losses:
+            num_terms = num_pushes if self._sums_losses else num_pushes * len(self.layers)
+            auxiliary[self.compression_loss] = torch.stack(losses).sum() / num_terms
+        detached = compact({name: tensor.detach() for name, tensor in state.items()})
+        return MemoryOutput(take_steps(self.final_norm(torch.cat(outputs, dim=1)), where), detached, auxiliary)
+
+
+def take_steps(
+    x: Float[Tensor, "batch time channels"], steps: Int[Tensor, "batch taken"]
+) -> Float[Tensor, "batch taken channels"]:
+    """Return each lane's rows at its own steps."""
+    return x.gather(1, steps[..., None].expand(-1, -1, x.shape[2]))
