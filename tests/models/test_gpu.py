@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct.models.attention import Causality, dot_product_attention
+from audio_ct.models.attention import dot_product_attention
+from audio_ct.models.coarse import CoarseSettings
+from audio_ct.models.compression import CompressionSettings
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.interface import TokenModel
 from audio_ct.models.linear_prediction import LinearPredictionSettings
+from audio_ct.models.positions import Causality
 from audio_ct.models.wavenet import WaveNet
 
 pytestmark = pytest.mark.gpu
@@ -32,6 +35,15 @@ def models() -> dict[str, TokenModel]:
         "compressive-transformer": CompressiveTransformer(**sizes, **memory, **compressed),
         "compressive-transformer-post": CompressiveTransformer(**sizes, **memory, **compressed, norm="post"),
         "compressive-transformer-local": CompressiveTransformer(**sizes, **memory, **compressed, **local),
+        "compressive-transformer-own": CompressiveTransformer(
+            **sizes, **memory, **compressed, compressed_positions="own"
+        ),
+        "compressive-transformer-most-used": CompressiveTransformer(
+            **sizes, **memory, **compressed, compression=CompressionSettings("most_used", "none")
+        ),
+        "compressive-transformer-rotary-shared": CompressiveTransformer(
+            **sizes, **memory, **compressed, positions="rotary", num_key_value_heads=1, coarse=CoarseSettings(16, 1, 8)
+        ),
         "transformer-xl": CompressiveTransformer(**sizes, **memory),
         "wavenet": WaveNet(**wavenet),
         "wavenet-predicting": WaveNet(**wavenet, linear_prediction=SETTINGS),
@@ -42,6 +54,9 @@ NAMES = (
     "compressive-transformer",
     "compressive-transformer-post",
     "compressive-transformer-local",
+    "compressive-transformer-own",
+    "compressive-transformer-most-used",
+    "compressive-transformer-rotary-shared",
     "transformer-xl",
     "wavenet",
     "wavenet-predicting",

@@ -287,18 +287,15 @@ def test_only_compressed_memory_recalls_over_a_delay_that_memory_does_not_span()
     }
     device = torch.device("cpu")
     training = recall.Training(range(1, 23), num_lanes=16, unroll_length=24, num_updates=150, learning_rate=1e-2)
+    delays = {"compressed": (6, 7, 14, 22, 23), "plain": (6, 7, 22)}
     rates = {}
-    for kind in ("compressed", "plain"):
+    for kind, asked in delays.items():
         torch.manual_seed(0)
         model = recall.make_model(kind, task, sizes)
         recall.learn(model, training, device, seed=0)
-        spanned = recall.span(model.memory)
-        assert spanned == {"compressed": 22, "plain": 6}[kind]
-        rates[kind] = {
-            delay: recall.success_rate(model, delay, 512, device, seed=1) for delay in (3, 6, 7, 14, 22, 23, 30)
-        }
-    assert min(rates["compressed"][delay] for delay in (3, 6, 7, 14, 22)) > 0.95
-    assert min(rates["plain"][delay] for delay in (3, 6)) > 0.95
-    # Chance is 0.25; of 512 episodes 0.35 would be one in ten million.
-    assert max(rates["plain"][delay] for delay in (7, 14, 22, 23, 30)) < 0.35
-    assert max(rates["compressed"][delay] for delay in (23, 30)) < 0.35
+        assert recall.span(model.memory) == {"compressed": 22, "plain": 6}[kind]
+        rates[kind] = {delay: recall.success_rate(model, delay, 256, device, seed=1) for delay in asked}
+    assert min(rates["compressed"][delay] for delay in (6, 7, 14, 22)) > 0.95
+    assert rates["plain"][6] > 0.95
+    # Chance is 0.25, and its standard deviation over 256 episodes 0.027.
+    assert max(rates["plain"][7], rates["plain"][22], rates["compressed"][23]) < 0.4
