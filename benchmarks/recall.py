@@ -24,13 +24,14 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audio_ct.models.compression import LEARNED, CompressionSettings, Function
 from audio_ct.models.interface import State, num_parameters
 from audio_ct.models.memory_cell import CompressiveMemory, MemoryOutput
 from audio_ct.studies.seeds import mean_over_seeds
@@ -173,7 +174,7 @@ class Training:
         return self.num_lanes * self.unroll_length * self.num_updates
 
 
-def make_model(kind: str, task: Task, sizes: dict[str, int]) -> Recall:
+def make_model(kind: str, task: Task, sizes: dict[str, int], compression: CompressionSettings | None = None) -> Recall:
     """Return a fresh model of one of the kinds."""
     changes: dict[str, int] = {
         "plain": {"compressed_memory_length": 0},
@@ -182,7 +183,7 @@ def make_model(kind: str, task: Task, sizes: dict[str, int]) -> Recall:
             "compressed_memory_length": 0,
         },
     }.get(kind, {})
-    memory = CompressiveMemory(d_in=task.d_in, num_layers=1, **sizes | changes)  # type: ignore[arg-type]
+    memory = CompressiveMemory(d_in=task.d_in, num_layers=1, compression=compression, **sizes | changes)  # type: ignore[arg-type]
     if not kind.startswith("lstm"):
         return Recall(memory, sizes["d_model"], task)
     hidden_size = 1
@@ -249,6 +250,7 @@ def measure_recall(
     trainings: dict[str, Training],
     device: torch.device,
     *,
+    compression: CompressionSettings,
     delays: Sequence[int],
     seeds: Sequence[int],
     num_episodes: int,
@@ -260,7 +262,7 @@ def measure_recall(
         seconds = 0.0
         for seed in seeds:
             torch.manual_seed(seed)
-            model = make_model(kind, task, sizes).to(device)
+            model = make_model(kind, task, sizes, compression).to(device)
             began = time.perf_counter()
             # Seeds of evaluation are none of training's.
             learn(model, trainings[kind], device, seed=2 * seed)
@@ -284,7 +286,7 @@ def measure_recall(
     measure.show(title, rows, columns)
     return {
         **{"rows": rows, "chance": chance, "sizes": sizes, "delays": list(delays), "seeds": list(seeds)},
-        **{"num_episodes": num_episodes, "bars": []},
+        **{"num_episodes": num_episodes, "compression": vars(compression), "bars": []},
     }
 
 
@@ -299,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-symbols", type=int, default=8, help="(%(default)s)")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
+    functions = [name for name in get_args(Function) if name != "most_used"]
+    parser.add_argument("--compression", choices=functions, default="convolution", help="(%(default)s)")
+    parser.add_argument("--fixed-compression", action="store_true", help="leave it at its random initial values")
     parser.add_argument("--lanes", type=int, default=16, help="(%(default)s)")
     parser.add_argument("--unroll", type=int, default=128, help="steps between two updates (%(default)s)")
     parser.add_argument("--updates", type=int, default=600, help="(%(default)s)")
@@ -314,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_updates=options.updates,
         learning_rate=options.learning_rate,
     )
+    is_fixed = options.fixed_compression or options.compression not in LEARNED
     lstm = replace(training, learning_rate=options.lstm_learning_rate)
     trainings = dict.fromkeys(MODELS, training) | {
         "lstm": lstm,
@@ -326,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {name: getattr(options, name) for name in SIZES},
         trainings,
         device,
+        compression=CompressionSettings(options.compression, "none" if is_fixed else "attention_reconstruction"),
         delays=options.delays,
         seeds=range(options.seeds),
         num_episodes=options.num_episodes,

@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from audio_ct.models import compressive_transformer
 from audio_ct.models.interface import TokenModel, num_parameters
 from audio_ct.recipe import (
     CompressiveTransformerRecipe,
@@ -142,16 +140,9 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-class TrainingWithoutReconstruction(Training):
-    """The same without the attention-reconstruction loss: memory is compressed, but nothing teaches how."""
-
-    def _step(self, forward: Any) -> None:
-        with mock.patch.object(compressive_transformer, "attention_reconstruction_loss", _no_loss):
-            super()._step(forward)
-
-
-def _no_loss(attention: nn.Module, h: Tensor, old_mem: Tensor, compressed: Tensor) -> Tensor:
-    return h.new_zeros(())
+def untaught(recipe: Recipe) -> Recipe:
+    """Return the recipe without a compression loss: memory is compressed, but nothing teaches how."""
+    return changed(recipe, model__compression__loss="none")
 
 
 def textbook_flops_per_token(recipe: Recipe, model: TokenModel) -> float:
@@ -269,7 +260,7 @@ def train_trial(
     """
     ours = [changed(recipe, training__compile=each) for each in compiled]
     builds: dict[str, Build] = {label(each): partial(Training, each, device) for each in ours}
-    builds[label(ours[0], reconstruction=False)] = partial(TrainingWithoutReconstruction, ours[0], device)
+    builds[label(ours[0], reconstruction=False)] = partial(Training, untaught(ours[0]), device)
     builds |= peers_of(recipe, device)
     rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
     measure.show("Training, the trial's size", list(rows.values()), COLUMNS)
@@ -306,7 +297,7 @@ def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *,
     """Return what the attention-reconstruction loss takes of a step."""
     builds: dict[str, Build] = {
         label(recipe): partial(Training, recipe, device),
-        label(recipe, reconstruction=False): partial(TrainingWithoutReconstruction, recipe, device),
+        label(recipe, reconstruction=False): partial(Training, untaught(recipe), device),
     }
     rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
     measure.show("Training with and without the attention-reconstruction loss", list(rows.values()), COLUMNS)

@@ -225,3 +225,18 @@ def test_transformer_xl_is_inspected_too(runs: Path) -> None:
     assert found["compression_losses"] == {}
     assert set(found["gains"]) == {"no memory at all"}
     assert not (runs / "report-xl/compression.png").exists()
+
+
+def test_other_lengths_of_memory_by_the_evaluate_command(
+    runs: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bits = {row["name"]: row["bits_per_sample"] for row in report["memory"]}
+    options = ["--max-tokens", 20_000, "--compressed-memory-length", 16, "--json"]
+    assert run("evaluate", runs / "ct", *options) == 0
+    assert json.loads(capsys.readouterr().out)["bits_per_sample"] == pytest.approx(bits["compressed_memory cut to 16"])
+    assert run("evaluate", runs / "net", "--memory-length", 16) == 2
+    assert "model.kind='wavenet' has no memory_length; leave it as it is." in capsys.readouterr().err
+    assert run("evaluate", runs / "xl", "--compressed-memory-length", 16) == 2
+    assert "model.kind='transformer_xl' has no compressed_memory_length" in capsys.readouterr().err
+    assert run("evaluate", runs / "initial", "--memory-length", 16) == 2
+    assert "model.learned_initial_memory=True was learned for its length" in capsys.readouterr().err

@@ -286,7 +286,7 @@ def test_only_compressed_memory_recalls_over_a_delay_that_memory_does_not_span()
         **{"compressed_memory_length": 4, "compression_rate": 4},
     }
     device = torch.device("cpu")
-    training = recall.Training(range(1, 23), num_lanes=16, unroll_length=24, num_updates=150, learning_rate=1e-2)
+    training = recall.Training(range(1, 23), num_lanes=32, unroll_length=24, num_updates=90, learning_rate=1e-2)
     delays = {"compressed": (6, 7, 14, 22, 23), "plain": (6, 7, 22)}
     rates = {}
     for kind, asked in delays.items():
