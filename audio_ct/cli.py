@@ -40,6 +40,8 @@ StorePath = Annotated[Path | None, typer.Option("--store", help="The token store
 
 # Compiling takes some 15 to 40 seconds, once for each shape of model, as much as it saves in a second or two of audio.
 COMPILED_FROM_SECONDS = 2.0
+# Entries of a memory, which must fit into the machine's.
+MAX_LENGTH = 1 << 20
 # Bytes have no rate; the step takes as long as at this one.
 RATE_OF_BYTES_HZ = 24_000
 
@@ -335,22 +337,27 @@ def _refuse_given(name: str, value: object, why: str) -> None:
 def evaluate(
     checkpoint: CheckpointPath,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")
-    ] = None,
+    max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
     store: StorePath = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
     memory_length: Annotated[
-        int | None, typer.Option(min=0, help="Memory of another length than in training, in layers that have one.")
+        int | None,
+        typer.Option(min=0, max=MAX_LENGTH, help="Memory of another length than in training, in layers that have one."),
     ] = None,
-    compressed_memory_length: Annotated[int | None, typer.Option(min=0, help="The same of compressed memory.")] = None,
+    compressed_memory_length: Annotated[
+        int | None, typer.Option(min=0, max=MAX_LENGTH, help="The same of compressed memory.")
+    ] = None,
+    at_bits: Annotated[
+        int | None,
+        typer.Option(help="Score the tokens' codes at so many bits, to compare with models of coarser tokens."),
+    ] = None,
     moving: Annotated[
         list[float] | None,
         typer.Option(
             help="Instead: read the split as in training and learn from each window once it is scored, at this "
-            "learning rate; 0 freezes the parameters. May be repeated."
+            "learning rate, cold starts included; 0 freezes the parameters. May be repeated."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -370,8 +377,12 @@ def evaluate(
     if moving:
         from audio_ct.training.moving import bits_while_moving
 
-        if weights != "float32" or memory != "float32" or memory_length or compressed_memory_length:
-            raise InputError("moving reads as in training: leave out --weights, --memory and other lengths.")
+        if (
+            weights != "float32"
+            or memory != "float32"
+            or not (memory_length is compressed_memory_length is at_bits is None)
+        ):
+            raise InputError("moving reads as in training: leave out --weights, --memory, --at-bits and other lengths.")
         for rate in moving:
             bits, scored = bits_while_moving(model, split=split, learning_rate=rate, max_tokens=max_tokens, store=store)
             how = f"moving at {rate:g}" if rate else "frozen"
@@ -391,8 +402,9 @@ def evaluate(
         cold_start_samples=cold_start_samples,
         store=store,
         memory=getattr(torch, memory),
+        at_bits=at_bits,
     )
-    figures = summary(result, split)
+    figures = summary(result, split) | ({} if at_bits is None else {"at_bits": at_bits})
     if as_json:
         # One recording gives no interval; JSON has no infinity.
         finite = [end if math.isfinite(end) else None for end in figures["interval"]]
@@ -445,9 +457,7 @@ def compare(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders, all trained on one store.")],
     out: Out,
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "test",
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")
-    ] = None,
+    max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
@@ -494,7 +504,9 @@ def study(
     max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
     only: Annotated[list[str] | None, typer.Option("--only", help="A variant to run; may be repeated.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The variant others are compared with (the first).")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The variant others are compared with; by default the base, or the first.")
+    ] = None,
 ) -> None:
     """Train and score a folder of recipes with several seeds: a table, and figures with intervals over seeds.
 

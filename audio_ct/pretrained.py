@@ -8,7 +8,9 @@ import torch
 from audio_ct.errors import DamagedError, InputError
 from audio_ct.models.interface import TokenModel
 from audio_ct.recipe import Recipe, build_model, parse_recipe
+from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.encoding import Encoding, check_encoding, start_token
+from audio_ct.tokens.store import TokenStore
 from audio_ct.training import checkpoint
 from audio_ct.training.checkpoint import Manifest
 
@@ -39,6 +41,23 @@ class Pretrained:
     def start_token(self) -> int:
         """What stands before the first token: the code of silence, or 0 before bytes."""
         return start_token(self.encoding, self.bits)
+
+    def open_store(self, store: Path | None = None) -> TokenStore:
+        """Return the corpus that the model was trained on.
+
+        Args:
+            store: where it is, if no longer where the recipe says.
+
+        Raises:
+            InputError: if it is another.
+        """
+        opened = open_corpus(store or self.recipe.corpus.store, self.recipe.corpus.clip_seconds)
+        if opened.digest != self.manifest.store_digest:
+            raise InputError(
+                f"corpus.store={str(opened.path)!r} is not the store that {self.path} was trained on; name it by "
+                "--store."
+            )
+        return opened
 
     @property
     def label(self) -> str:
@@ -87,7 +106,7 @@ def with_memory_lengths(
     """Return the same model with memories of other lengths than in training, in all layers that have one.
 
     Raises:
-        InputError: if the model has no such memory, or weights that depend on its length.
+        InputError: if the model has no such memory, or weights that depend on its length, or the length does not fit.
     """
     about = pretrained.recipe.model
     lengths = {"memory_length": memory_length, "compressed_memory_length": compressed_memory_length}
@@ -98,6 +117,8 @@ def with_memory_lengths(
         if not hasattr(about, name):
             raise InputError(f"model.kind={about.kind!r} has no {name}; leave it as it is.")
         trained = getattr(about, name)
+        if not any(trained if isinstance(trained, list) else [trained]):
+            raise InputError(f"model.{name}={trained} was none in training; leave it as it is.")
         changes[name] = [length if each else 0 for each in trained] if isinstance(trained, list) else length
     if not changes:
         return pretrained

@@ -89,6 +89,8 @@ class TransformerXLRecipe(Section):
     short_convolution_width: NonNegative = 0
     attention_kernel: Literal["auto", "fused", "plain"] = "auto"
     linear_prediction: LinearPredictionRecipe | None = None
+    output: Literal["softmax", "mixture_of_logistics"] = "softmax"
+    """How a token's probability is told; the mixture's size does not grow with the number of tokens."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerXLRecipe":
@@ -178,8 +180,13 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
 
     @model_validator(mode="after")
     def _compression_leaves_something(self) -> "CompressiveTransformerRecipe":
+        if self.twice_compressed_memory_length and not any(self._pairs_that_compress()):
+            raise ValueError(
+                f"model.twice_compressed_memory_length={self.twice_compressed_memory_length} compresses what leaves "
+                "compressed memory, but model.compressed_memory_length=0; leave it out"
+            )
         times = 2 if self.twice_compressed_memory_length else 1
-        if self.compression_rate**times > self.segment_length:
+        if any(self._pairs_that_compress()) and self.compression_rate**times > self.segment_length:
             raise ValueError(
                 f"model.compression_rate={self.compression_rate} leaves nothing of model.segment_length="
                 f"{self.segment_length} compressed {times} times; lower the rate"
@@ -187,10 +194,26 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
         return self
 
     @model_validator(mode="after")
+    def _coarse_frames_can_be_compressed(self) -> "CompressiveTransformerRecipe":
+        if self.coarse is None or not self.coarse.compressed_memory_length:
+            return self
+        num_frames = self.segment_length // self.coarse.frame_length
+        if self.compression_rate > num_frames:
+            raise ValueError(
+                f"model.compression_rate={self.compression_rate} leaves nothing of a segment's {num_frames} frames of "
+                f"model.coarse.frame_length={self.coarse.frame_length}; set model.coarse.compressed_memory_length to 0"
+            )
+        if self.compression.function == "most_used" and self.coarse.memory_length < num_frames:
+            raise ValueError(
+                f"model.coarse.memory_length={self.coarse.memory_length} must be at least the segment's {num_frames} "
+                "frames for compression by use, which is counted in memory; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _memory_and_compression_fit(self) -> "CompressiveTransformerRecipe":
         if self.compression.function == "most_used":
-            shortest = self.memory_length if isinstance(self.memory_length, int) else min(self.memory_length)
-            if shortest < self.segment_length:
+            if any(memory < self.segment_length for memory, _ in self._pairs_that_compress()):
                 raise ValueError(
                     f"model.memory_length={self.memory_length} must be at least model.segment_length="
                     f"{self.segment_length} for compression by use, which is counted in memory; raise it"
@@ -204,6 +227,14 @@ class CompressiveTransformerRecipe(TransformerXLRecipe):
             raise ValueError("model.compressed_positions='own' is about relative positions; use contiguous or centre")
         return self
 
+    def _pairs_that_compress(self) -> list[tuple[int, int]]:
+        """Return (memory, compressed memory) of the layers that have the second."""
+        memories, compressed = (
+            length if isinstance(length, list) else [length] * self.num_layers
+            for length in (self.memory_length, self.compressed_memory_length)
+        )
+        return [pair for pair in zip(memories, compressed, strict=False) if pair[1]]
+
 
 class WaveNetRecipe(Section):
     """WaveNet. Keys are the model's arguments."""
@@ -214,7 +245,9 @@ class WaveNetRecipe(Section):
     residual_channels: Positive
     skip_channels: Positive
     width: Annotated[int, Field(ge=2)] = 2
+    embedding: Literal["learned", "sinusoidal"] = "learned"
     linear_prediction: LinearPredictionRecipe | None = None
+    output: Literal["softmax", "mixture_of_logistics"] = "softmax"
 
     @property
     def segment_length(self) -> int:

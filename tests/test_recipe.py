@@ -105,6 +105,22 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("kind: compressive_transformer", "", "model.kind=None: must be one of"),
         ("d_ff: 384", "d_ff: 384\n  compression_rate: 129", "model.compression_rate=129 leaves nothing of "),
         (
+            "compressed_memory_length: 128",
+            "compressed_memory_length: 0\n  twice_compressed_memory_length: 8",
+            "model.twice_compressed_memory_length=8 compresses what leaves compressed memory",
+        ),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  coarse: {frame_length: 64, num_layers: 1, memory_length: 4, compressed_memory_length: 1}",
+            "model.compression_rate=4 leaves nothing of a segment's 2 frames",
+        ),
+        (
+            "d_ff: 384",
+            "d_ff: 384\n  compression: {function: most_used, loss: none}\n"
+            "  coarse: {frame_length: 8, num_layers: 1, memory_length: 4, compressed_memory_length: 1}",
+            "model.coarse.memory_length=4 must be at least the segment's 16 frames",
+        ),
+        (
             "d_ff: 384",
             "d_ff: 384\n  coarse: {frame_length: 3, num_layers: 1, memory_length: 4}",
             "model.coarse.frame_length=3 must divide model.segment_length=128; try 16",

@@ -17,7 +17,7 @@ from audio_ct import __version__
 from audio_ct.audio.mu_law import decode
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import interval, paired_difference
-from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
+from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, coarser_cells, likelihood
 from audio_ct.evaluation.linear_prediction_line import fit_linear_prediction_line
 from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import fit
@@ -32,7 +32,6 @@ from audio_ct.models.interface import num_parameters
 from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
 from audio_ct.sampling.writing import write_samples
-from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 
 # Distances from linear predictions are counted on so much of the training split: a few seconds' work.
@@ -76,16 +75,21 @@ def evaluate(
     cold_start_samples: int,
     store: Path | None = None,
     memory: torch.dtype = torch.float32,
+    at_bits: int | None = None,
 ) -> tuple[TokenStore, Likelihood]:
     """Return the store and the likelihood of one model on a split of the corpus that it was trained on.
 
+    With `at_bits` it is the likelihood of the coarser mu-law codes that hold the tokens, so that models of finer and of
+    coarser tokens can be compared; what they read stays as fine as it is.
+
     Raises:
-        InputError: if the store is not the one the model was trained on.
+        InputError: if the store is not the one the model was trained on, or has no finer mu-law tokens.
     """
-    opened = open_corpus(store or model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
-    if opened.digest != model.manifest.store_digest:
+    opened = model.open_store(store)
+    if at_bits is not None and (model.encoding != "mu-law" or not 1 <= at_bits <= model.bits):
         raise InputError(
-            f"corpus.store={str(opened.path)!r} is not the store that {model.path} was trained on; name it by --store."
+            f"at-bits={at_bits} must be from 1 to {model.bits}, the bits of mu-law tokens; {model.label} is a model "
+            f"of {model.encoding} tokens; leave it out."
         )
     evaluation = model.recipe.evaluation
     device = next(model.model.parameters()).device
@@ -101,6 +105,7 @@ def evaluate(
         device=device,
         precision=getattr(torch, model.recipe.training.precision),
         memory=memory,
+        cells=None if at_bits is None else coarser_cells(model.bits, at_bits),
     )
 
 

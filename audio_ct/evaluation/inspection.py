@@ -32,11 +32,14 @@ from audio_ct.models.interface import MemoryModel, State
 from audio_ct.models.memory import MEMORY_NAMES
 from audio_ct.pretrained import Pretrained, with_memory_lengths
 from audio_ct.provenance import commit
-from audio_ct.tokens.clip import open_corpus
+from audio_ct.tokens.encoding import unit
 from audio_ct.tokens.store import Recording, TokenStore
 
 # Lengths that memories are cut to or grown to, as multiples of those of training.
-CUTS = (0, 0.25, 0.5, 0.75, 1.5, 2, 4)
+LENGTHS = (0, 0.25, 0.5, 0.75, 1.5, 2, 4)
+# Kinds of memory whose length a recipe may change for a trained model.
+RECIPE_LENGTHS = ("memory", "compressed_memory")
+ALL_CUT = "all memories cut to 0"
 # Bounds of the time since a recording's first sound, in seconds.
 ONSETS_SECONDS = (-np.inf, 0, 0.05, 0.2, 0.5, 1, 2, 5, np.inf)
 
@@ -88,7 +91,7 @@ def inspect(
         raise InputError(
             f"{model.label}: model.kind={model.recipe.model.kind!r} has no memory to inspect; name another."
         )
-    opened = _store_of(model, store)
+    opened = model.open_store(store)
     if against is not None and against.manifest.store_digest != model.manifest.store_digest:
         raise InputError(f"{against.label} was trained on another corpus than {model.label}; name a model of the same.")
     recordings = choose_recordings(opened, split, max_tokens)
@@ -108,18 +111,19 @@ def inspect(
     scores = {}
     for name, scored in reader.without_memory(model):
         scores[name] = scored
-        report(f"{name}: {scored.bits_per_sample:.4f} bits per sample")
+        report(f"{name}: {scored.bits_per_sample:.4f} bits per {unit(model.encoding)}")
     compared: dict[str, _Scored | None] = {
         "no memory at all": _all_cut(scores),
         "no compressed memory": scores.get("compressed_memory cut to 0"),
     }
     if against is not None:
         compared[against.recipe.name] = scored = reader.score(against)
-        report(f"{against.recipe.name}: {scored.bits_per_sample:.4f} bits per sample")
+        report(f"{against.recipe.name}: {scored.bits_per_sample:.4f} bits per {unit(model.encoding)}")
     found = {
         "checkpoint": model.label,
         "recipe": model.recipe.name,
         "split": split,
+        "unit": unit(model.encoding),
         "store": opened.path.name,
         "store_digest": opened.digest,
         "tokens": int(reader.num_scored),
@@ -142,17 +146,14 @@ def inspect(
     return path
 
 
-def _store_of(model: Pretrained, store: Path | None) -> TokenStore:
-    opened = open_corpus(store or model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
-    if opened.digest != model.manifest.store_digest:
-        raise InputError(
-            f"corpus.store={str(opened.path)!r} is not the store that {model.path} was trained on; name it by --store."
-        )
-    return opened
-
-
 def _all_cut(scores: dict[str, _Scored]) -> _Scored | None:
-    return scores.get("all memories cut to 0") or scores.get("memory cut to 0")
+    return scores.get(ALL_CUT) or scores.get("memory cut to 0") or scores.get("compressed_memory cut to 0")
+
+
+def _shortest_memory(model: Pretrained) -> int:
+    """Return how short memory may be: compression by use is counted in memory, so a segment must fit."""
+    compression = getattr(model.recipe.model, "compression", None)
+    return model.model.segment_length if compression is not None and compression.function == "most_used" else 0
 
 
 class _Reader:
@@ -161,6 +162,7 @@ class _Reader:
     def __init__(self, store: TokenStore, split: str, recordings: tuple[Recording, ...], first: int) -> None:
         self._store, self._split, self._recordings, self._first = store, split, recordings, first
         self.num_scored = sum(recording.length - first for recording in recordings)
+        self._groups = [self._groups_of(recording) for recording in recordings]
 
     def attention(self, model: Pretrained) -> Attention:
         assert isinstance(model.model, MemoryModel)
@@ -177,7 +179,7 @@ class _Reader:
             raise InputError(f"split={self._split!r}: {error}; choose another split or more of it.") from error
 
     def score(self, model: Pretrained, alter: Callable[[State], State] | None = None) -> _Scored:
-        """Score as trained, or with every segment's state altered before it is read."""
+        """Score as trained, or with every segment predicted from altered memories."""
         window = model.recipe.evaluation.window_length if alter is None else model.model.segment_length
         bits = bits_of_samples(
             model.model,
@@ -189,7 +191,7 @@ class _Reader:
             precision=getattr(torch, model.recipe.training.precision),
             batch_size=model.recipe.evaluation.batch_size,
             window_length=window,
-            alter=(lambda state: state) if alter is None else alter,
+            alter=alter,
         )
         return _Scored(bits, self._first)
 
@@ -197,54 +199,55 @@ class _Reader:
         """Yield how well the model does as trained, and with its memories shorter, longer, emptied or out of order."""
         assert isinstance(model.model, MemoryModel)
         yield "as trained", self.score(model)
-        lengths = [(shape.memory_length, *shape.compressed_lengths) for shape in model.model.memory_shapes]
-        kinds = [
-            name for tier, name in enumerate(MEMORY_NAMES) if any(each[tier : tier + 1] > (0,) for each in lengths)
-        ]
-        is_fixed = getattr(model.recipe.model, "learned_initial_memory", False)
-        for tier, kind in enumerate(kinds[:2] if not is_fixed else []):
-            longest = max(each[tier] for each in lengths if len(each) > tier)
-            for share in CUTS:
-                length = round(share * longest)
+        lengths = dict.fromkeys(MEMORY_NAMES, 0)
+        for shape in model.model.memory_shapes:
+            for kind, length in zip(MEMORY_NAMES, (shape.memory_length, *shape.compressed_lengths), strict=False):
+                lengths[kind] = max(lengths[kind], length)
+        kinds = [kind for kind in MEMORY_NAMES if lengths[kind]]
+        # What is learned for a length must keep it.
+        for kind in [] if getattr(model.recipe.model, "learned_initial_memory", False) else kinds:
+            if kind not in RECIPE_LENGTHS:
+                continue
+            for length in dict.fromkeys(round(share * lengths[kind]) for share in LENGTHS):
+                if kind == "memory" and length < _shortest_memory(model):
+                    continue
                 changed = with_memory_lengths(model, **{f"{kind}_length": length})
-                yield f"{kind} cut to {length}" if share < 1 else f"{kind} grown to {length}", self.score(changed)
-        if len(kinds) > 1 and not is_fixed:
-            changed = with_memory_lengths(model, memory_length=0, compressed_memory_length=0)
-            yield "all memories cut to 0", self.score(changed)
+                how = "cut" if length < lengths[kind] else "grown"
+                yield f"{kind} {how} to {length}", self.score(changed)
+        if len(kinds) > 1 and not getattr(model.recipe.model, "learned_initial_memory", False):
+            changed = with_memory_lengths(model, **{f"{kind}_length": 0 for kind in kinds if kind in RECIPE_LENGTHS})
+            yield ALL_CUT, self.score(changed)
         for kind in kinds:
-            yield f"{kind} zeroed", self.score(model, zeroed(kind))
-            yield f"{kind} shuffled", self.score(model, shuffled(kind))
+            yield f"{kind} zeroed", self.score(model, zeroed(model.model, kind))
+            yield f"{kind} shuffled", self.score(model, shuffled(model.model, kind))
+
+    def _groups_of(self, recording: Recording) -> dict[str, dict[str, np.ndarray]]:
+        """Return which samples of a recording belong to which speaker and, where it is sound, time and class."""
+        everything = np.ones(recording.length, dtype=bool)
+        groups = {"all": {"all": everything}, "speaker": {recording.speaker: everything}}
+        rate_hz = self._store.sample_rate_hz
+        if rate_hz is not None:
+            tokens = self._store.tokens(self._split, recording).astype(np.int64)
+            classes = sound_classes(decode(torch.from_numpy(tokens), self._store.bits).numpy(), rate_hz)
+            since = seconds_since_onset(classes, rate_hz)
+            groups["class"] = {name: classes == index for index, name in enumerate(CLASSES)}
+            groups["onset"] = {
+                _span(low, high): (since >= low) & (since < high) for low, high in pairwise(ONSETS_SECONDS)
+            }
+        return groups
 
     def gains(self, scored: _Scored, other: _Scored) -> dict[str, list[dict[str, Any]]]:
         """Return the bits per sample that the first saves over the other, by time, speaker and class of sound."""
         rows: dict[str, dict[str, list[tuple[float, float, int]]]] = {
-            "all": {},
-            "onset": {},
-            "speaker": {},
-            "class": {},
+            by: {} for by in ("all", "onset", "speaker", "class")
         }
-        rate_hz = self._store.sample_rate_hz
-        for recording, mine, theirs in zip(self._recordings, scored.bits, other.bits, strict=True):
-            groups = {
-                "all": {"all": np.ones(len(mine), bool)},
-                "speaker": {recording.speaker: np.ones(len(mine), bool)},
-            }
-            if rate_hz is not None:
-                tokens = self._store.tokens(self._split, recording).astype(np.int64)
-                waveform = decode(torch.from_numpy(tokens), self._store.bits).numpy()
-                classes = sound_classes(waveform, rate_hz)
-                since = seconds_since_onset(classes, rate_hz)
-                groups["class"] = {name: classes == index for index, name in enumerate(CLASSES)}
-                groups["onset"] = {
-                    _span(low, high): (since >= low) & (since < high) for low, high in pairwise(ONSETS_SECONDS)
-                }
+        for groups, mine, theirs in zip(self._groups, scored.bits, other.bits, strict=True):
             for by, members in groups.items():
-                for name, chosen in members.items():
-                    chosen = chosen.copy()
-                    chosen[: scored.first] = False
+                for name, belongs in members.items():
+                    chosen = belongs[scored.first :]
                     if chosen.any():
-                        figures = (float(mine[chosen].sum()), float(theirs[chosen].sum()), int(chosen.sum()))
-                        rows[by].setdefault(name, []).append(figures)
+                        totals = (float(each[scored.first :][chosen].sum()) for each in (mine, theirs))
+                        rows[by].setdefault(name, []).append((*totals, int(chosen.sum())))  # type: ignore[arg-type]
         order = {_span(low, high): at for at, (low, high) in enumerate(pairwise(ONSETS_SECONDS))}
         return {
             by: [
@@ -284,7 +287,7 @@ def _describe_attention(attention: Attention, model: MemoryModel) -> list[dict[s
         layers.append(
             {
                 "keys": [{"kind": kind, "length": length} for kind, length in kinds],
-                "share": attention.received_by_layer_kinds[layer],
+                "share": attention.shares[layer],
                 "buckets": [{"kind": kind, "weight": weight} for kind, weight in found],
                 "weights": [float(f"{weight:.6g}") for weight in received],
             }

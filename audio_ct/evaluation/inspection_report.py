@@ -20,13 +20,13 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         f"# {found['recipe']}: how memory is used",
         "",
-        f"{found['checkpoint']}, {found['tokens']:,} samples of {found['recordings']} {found['split']} recordings of "
-        f"store {found['store']} ({found['store_digest'][:16]}), the first {found['cold_start_samples']:,} of each "
+        f"{found['checkpoint']}, {found['tokens']:,} {found['unit']}s of {found['recordings']} {found['split']} "
+        f"recordings of store {found['store']} ({found['store_digest'][:16]}), the first {found['cold_start_samples']:,} of each "
         f"left out; audio-ct {found['version']}, commit {found['commit'] or 'unknown'}, {found['created']}.",
         "",
-        "## Bits per sample with other memories than in training",
+        f"## Bits per {found['unit']} with other memories than in training",
         "",
-        "| memories | bits per sample | more than as trained [95 %] |",
+        f"| memories | bits per {found['unit']} | more than as trained [95 %] |",
         "|---|---|---|",
     ]
     for row in found["memory"]:
@@ -44,7 +44,7 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             f"## Gain over {other}",
             "",
-            "| | samples | bits per sample | gain [95 %] | |",
+            f"| | {found['unit']}s | bits per {found['unit']} | gain [95 %] | |",
             "|---|---|---|---|---|",
         ]
         for by in ("all", "onset", "class", "speaker"):
@@ -131,7 +131,7 @@ def _memory_figure(found: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlabel("bits per sample more than as trained (linear within 0.01)")
+    axes.set_xlabel(f"bits per {found['unit']} more than as trained (linear within 0.01)")
     return figure
 
 
@@ -158,7 +158,7 @@ def _gain_figure(found: dict[str, Any]) -> Figure | None:
         axes.set_xticks(np.arange(len(names)) + 0.4 - 0.4 / len(gains))
         axes.set_xticklabels(names, rotation=25, ha="right", fontsize=8)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_ylabel("gain, bits per sample")
+        axes.set_ylabel(f"gain, bits per {found['unit']}")
     panels[0].set_title("by time since the first sound", fontsize=9)
     panels[1].set_title("by class of sound", fontsize=9)
     panels[1].legend(fontsize=8)

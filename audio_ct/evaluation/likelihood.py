@@ -8,14 +8,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from audio_ct.audio.mu_law import decode, encode
 from audio_ct.errors import InputError
 from audio_ct.models.interface import State, TokenModel, select_lanes
 from audio_ct.tokens.store import Recording, TokenStore
@@ -96,7 +97,8 @@ def scored_windows(
     device: torch.device,
     precision: torch.dtype,
     memory: torch.dtype = torch.float32,
-    alter: Callable[[State], State] = lambda state: state,
+    alter: Callable[[State], State] | None = None,
+    cells: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[ScoredWindow]:
     """Read recordings from a cold start each and yield what their samples cost, window by window.
 
@@ -114,7 +116,8 @@ def scored_windows(
         device: where the model is.
         precision: of autocast; float32 for none.
         memory: type of the states.
-        alter: what is done to the state before every window.
+        alter: what is done to the state that a window is predicted from; what is carried on stays as it was.
+        cells: score the coarser cell that holds each token instead of the token, see `coarser_cells`.
     """
     model.eval()
     window = math.ceil(window_length / model.segment_length) * model.segment_length
@@ -142,9 +145,11 @@ def scored_windows(
         if fresh.any():
             state = select_lanes(fresh.to(device), initial, state)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            output = model(torch.from_numpy(inputs).to(device), alter(state))
+            output = model(torch.from_numpy(inputs).to(device), state)
+            if alter is not None:
+                output = replace(model(torch.from_numpy(inputs).to(device), alter(state)), state=output.state)
         state = output.state
-        window_bits = _bits(output.logits, torch.from_numpy(targets).to(device)).cpu().numpy()
+        window_bits = _bits(model, output.logits, torch.from_numpy(targets), cells).cpu().numpy()
         for lane, place in enumerate(reading):
             if place is None:
                 continue
@@ -203,7 +208,20 @@ def likelihood(
     )
 
 
-def _bits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return -log2 of each target's probability [batch, time]; 0 where a target is -1."""
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-    return nats.view_as(targets) / math.log(2)
+def coarser_cells(bits: int, at_bits: int) -> tuple[Int[Tensor, " vocabulary"], Int[Tensor, " vocabulary"]]:
+    """Return the first and the last of the tokens that have the same code at fewer bits, for each mu-law token.
+
+    Example: of 3 bits at 2, tokens 0 to 7 have the codes 0 1 1 1 2 2 2 3; those from 1 to 3 have first 1 and last 3.
+    """
+    codes = encode(decode(torch.arange(2**bits), bits), at_bits).long()
+    counts = torch.bincount(codes, minlength=2**at_bits)
+    ends = counts.cumsum(0)
+    return (ends - counts)[codes], ends[codes] - 1
+
+
+def _bits(model: TokenModel, logits: Tensor, targets: Tensor, cells: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return -log2 of the probability of each target, or of its cell [batch, time]; 0 where a target is -1."""
+    if cells is None:
+        return model.nats(logits, targets.to(logits.device)) / math.log(2)
+    first, last = (table[targets].masked_fill(targets < 0, -1).to(logits.device) for table in cells)
+    return model.nats_between(logits, first, last) / math.log(2)

@@ -22,13 +22,13 @@ class Attention:
     Attributes:
         received: by layer, the weight that each key received from a sample that sees it [keys]; keys are those of the
             layer's memories, oldest first, then the segment's own.
-        received_by_layer_kinds: by layer, the share of all attention that each kind of key received, by kind.
+        shares: by layer, the share of all attention that each kind of key received, by kind.
         compression_losses: by layer that compresses, the mean attention-reconstruction loss.
         num_segments: segments that were read.
     """
 
     received: list[np.ndarray]
-    received_by_layer_kinds: list[dict[str, float]]
+    shares: list[dict[str, float]]
     compression_losses: dict[int, float]
     num_segments: int
 
@@ -58,7 +58,7 @@ def look_at_attention(
         model: a model with memories.
         store: the token store.
         split: which of its splits.
-        recordings: of which up to 8, the longest, are read, as far as the shortest of them goes.
+        recordings: of which up to 8 are read, at least half as long as the longest, as far as the shortest goes.
         start_token: stands before the first token of each recording.
         device: where the model is.
         max_segments: read at most so many segments after memories are full.
@@ -70,7 +70,8 @@ def look_at_attention(
     shapes, length = model.memory_shapes, model.segment_length
     warm_up = max((int(shape.filled_after().max()) for shape in shapes if shape.num_past), default=0)
     longest = sorted(recordings, key=lambda recording: -recording.length)
-    lanes = [each for each in longest[:8] if each.length > (warm_up + 1) * length] or longest[:1]
+    lanes = [each for each in longest[:8] if 2 * each.length >= longest[0].length > (warm_up + 1) * length]
+    lanes = [each for each in lanes if each.length > (warm_up + 1) * length] or longest[:1]
     num_segments = min(lanes[-1].length // length, warm_up + max_segments)
     if num_segments <= warm_up:
         raise ValueError(
@@ -117,24 +118,28 @@ def buckets(received: np.ndarray, kinds: Sequence[tuple[str, int]]) -> list[tupl
     return found
 
 
-def zeroed(kind: str) -> Callable[[State], State]:
-    """Return what empties the memories of a kind in a state."""
-    return lambda state: {
-        name: torch.zeros_like(tensor) if name.split(".")[0] == kind else tensor for name, tensor in state.items()
-    }
+def zeroed(model: MemoryModel, kind: str) -> Callable[[State], State]:
+    """Return what empties the memories of a kind in a model's state."""
+    names = _names(model, kind)
+    return lambda state: {name: torch.zeros_like(tensor) if name in names else tensor for name, tensor in state.items()}
 
 
-def shuffled(kind: str, seed: int = 0) -> Callable[[State], State]:
-    """Return what puts the entries of the memories of a kind into another order, a new one each time it is called."""
-    generator = torch.Generator().manual_seed(seed)
+def shuffled(model: MemoryModel, kind: str, seed: int = 0) -> Callable[[State], State]:
+    """Return what puts a kind's memories into another order, entry by entry, a new one each time it is called."""
+    names, generator = _names(model, kind), torch.Generator().manual_seed(seed)
 
     def alter(state: State) -> State:
-        return {name: order(tensor) if name.split(".")[0] == kind else tensor for name, tensor in state.items()}
+        return {name: order(tensor) if name in names else tensor for name, tensor in state.items()}
 
     def order(memory: Tensor) -> Tensor:
         return memory[:, torch.randperm(memory.shape[1], generator=generator).to(memory.device)]
 
     return alter
+
+
+def _names(model: MemoryModel, kind: str) -> set[str]:
+    """Return what the state calls the memories of a kind, of layers that read every sample."""
+    return {f"{kind}.{layer}" for layer in range(len(model.memory_shapes))}
 
 
 def bits_of_samples(
@@ -148,7 +153,7 @@ def bits_of_samples(
     precision: torch.dtype,
     batch_size: int,
     window_length: int,
-    alter: Callable[[State], State] = lambda state: state,
+    alter: Callable[[State], State] | None = None,
 ) -> list[np.ndarray]:
     """Return what every sample of every recording costs in bits, [length] float32 each; see `scored_windows`."""
     bits = [np.zeros(recording.length, dtype=np.float32) for recording in recordings]

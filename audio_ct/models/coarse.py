@@ -67,12 +67,22 @@ class CoarseLayers(nn.Module):
                 f"model.coarse.frame_length={settings.frame_length} must divide model.segment_length={segment_length}; "
                 "try 16."
             )
+        num_frames, compressed = segment_length // settings.frame_length, settings.compressed_memory_length
+        if compressed and compression_rate > num_frames:
+            raise InputError(
+                f"model.compression_rate={compression_rate} leaves nothing of a segment's {num_frames} frames of "
+                f"model.coarse.frame_length={settings.frame_length}; set model.coarse.compressed_memory_length to 0."
+            )
+        if compressed and layer.compression.function == "most_used" and settings.memory_length < num_frames:
+            raise InputError(
+                f"model.coarse.memory_length={settings.memory_length} must be at least the segment's {num_frames} "
+                "frames for compression by use, which is counted in memory; raise it."
+            )
         self.frame_length = settings.frame_length
         self.segment_length = segment_length
         self.d_model = layer.d_model
-        compressed = settings.compressed_memory_length
         shape = MemoryShape(
-            segment_length // settings.frame_length,
+            num_frames,
             settings.memory_length,
             (compressed,) if compressed else (),
             compression_rate if compressed else 1,
@@ -140,7 +150,7 @@ class CoarseLayers(nn.Module):
             return state
         frame = state["cache.coarse.in"][:, offset - self.frame_length : offset].to(self.norm.weight.dtype)
         said = self.down(frame.flatten(1))[:, None]
-        taken = torch.tensor([offset // self.frame_length - 1], device=said.device)
+        taken = torch.full((1,), offset // self.frame_length - 1, device=said.device)
         hidden = self.positions.hidden(taken)
         for layer in self.layers:
             said = layer.read(said, state, taken, hidden)

@@ -173,7 +173,8 @@ def difference(a: Float[Tensor, "batch *rest"], b: Float[Tensor, "batch *rest"],
     Source: Rae et al. 2019, algorithm 2 prints the norm; DeepMind's code has the mean square, whose size depends on
     neither batch nor length.
     """
+    precise = torch.promote_types(a.dtype, torch.float32)
+    apart = a.to(precise) - b.to(precise)
     if form == "mean_square":
-        return F.mse_loss(a.float(), b.float()) if a.dtype != torch.float64 else F.mse_loss(a, b)
-    apart = (a - b).flatten(1)
-    return torch.linalg.vector_norm(apart if apart.dtype == torch.float64 else apart.float(), dim=1).mean()
+        return apart.square().mean()
+    return torch.linalg.vector_norm(apart.flatten(1), dim=1).mean()

@@ -26,6 +26,7 @@ from audio_ct.models.embedding import AmplitudeEmbedding
 from audio_ct.models.interface import MemoryModel, MemoryUse, ModelOutput, State, compact, is_cut, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
 from audio_ct.models.memory import CompressedPositions, MemoryShape, per_layer
+from audio_ct.models.mixture import MixtureOfLogistics
 from audio_ct.models.positions import ContextPositions
 
 
@@ -58,8 +59,8 @@ class CompressiveTransformer(MemoryModel):
         coarse: layers that read frames of samples, before the others. None in the paper.
         short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
         attention_kernel: "fused", "plain" or by device "auto" (see `attention.dot_product_attention`).
-        linear_prediction: backward-adaptive predictors to start from, whose frame length divides segment_length; none
-            in the paper.
+        linear_prediction: predictors to start from, whose frame length divides segment_length; none in the paper.
+        output: "softmax" (paper) or "mixture_of_logistics", whose size does not grow with the vocabulary.
 
     Raises:
         InputError: if sizes do not fit together.
@@ -91,6 +92,7 @@ class CompressiveTransformer(MemoryModel):
         short_convolution_width: int = 0,
         attention_kernel: Kernel = "auto",
         linear_prediction: LinearPredictionSettings | None = None,
+        output: Literal["softmax", "mixture_of_logistics"] = "softmax",
     ) -> None:
         super().__init__()
         settings = LayerSettings(
@@ -151,11 +153,13 @@ class CompressiveTransformer(MemoryModel):
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" and self.front is None else nn.Identity()
         self.hidden = nn.Linear(d_model, d_model) if self.front is not None else None
-        self.readout = nn.Linear(d_model, vocabulary_size)
+        self.mixture = MixtureOfLogistics(vocabulary_size) if output == "mixture_of_logistics" else None
+        self.readout = nn.Linear(d_model, vocabulary_size if self.mixture is None else self.mixture.num_outputs)
         self.linear_prediction: LinearPrediction | None = None
         if linear_prediction is not None:
+            read_by = d_model if self.mixture is None else None
             self.linear_prediction = LinearPrediction(
-                vocabulary_size, linear_prediction, input_channels=d_model, output_channels=d_model
+                vocabulary_size, linear_prediction, input_channels=d_model, output_channels=read_by
             )
 
     def initial_state(
@@ -180,7 +184,7 @@ class CompressiveTransformer(MemoryModel):
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of compression functions that have a loss of their own (see the base class)."""
-        if self.compression_loss == "task":
+        if self.compression_loss in ("task", "none"):
             return []
         layers = [*self.layers, *([] if self.coarse is None else self.coarse.layers)]
         modules = [module for layer in layers for module in (layer.compressions, layer.decoders)]
@@ -289,7 +293,8 @@ class CompressiveTransformer(MemoryModel):
             h = F.relu(self.hidden(F.relu(h + skips)))
         else:
             h = self.final_norm(h)
-        logits = self.readout(h)
-        if self.linear_prediction is not None and predicted is not None:
-            logits = logits + self.linear_prediction.logits(h, predicted)
-        return logits
+        if self.mixture is not None:
+            return self.mixture.parameters(self.readout, h, predicted)
+        if self.linear_prediction is None or predicted is None:
+            return self.readout(h)
+        return self.readout(h) + self.linear_prediction.logits(h, predicted)

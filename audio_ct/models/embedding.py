@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class AmplitudeEmbedding(nn.Module):
     """Sines and cosines of a token's place on the mu-law scale, linearly mixed: near tokens start out alike.
 
-    The scale runs from -1 to 1; frequencies go by octaves from once around in twice the scale to once around in two
+    The scale runs from -1 to 1; frequencies go by octaves from once around in twice the scale to once around in four
     tokens.
 
     Args:

@@ -17,6 +17,7 @@ none, so that it can be compiled or captured once and repeated. What it wrote is
 back, which is all that taking samples back means.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from audio_ct.models.memory import MemoryShape
+from audio_ct.models.mixture import MixtureOfLogistics
 
 State = dict[str, Tensor]
 
@@ -40,7 +43,8 @@ class ModelOutput:
     """What `forward` returns.
 
     Attributes:
-        logits: [batch, time, vocabulary]; row t predicts the token that follows input t.
+        logits: [batch, time, vocabulary]; row t predicts the token that follows input t. Where the model has a mixture
+            these are its parameters [batch, time, outputs], see `MixtureOfLogistics`.
         state: the state after the window; detached from the graph.
         auxiliary_losses: scalars to be added to the loss in training, by name; empty in evaluation.
     """
@@ -60,6 +64,7 @@ class TokenModel(nn.Module, ABC):
         adapt_every: `open_cache` and `close_cache` change something at multiples of this many samples only; divides
             cache_length.
         recompute_activations: in training keep each layer's inputs only, and compute its inside again for the gradient.
+        mixture: what gives tokens' probabilities where they are not the softmax of logits.
     """
 
     vocabulary_size: int
@@ -67,6 +72,7 @@ class TokenModel(nn.Module, ABC):
     cache_length: int
     adapt_every: int
     recompute_activations: bool = False
+    mixture: MixtureOfLogistics | None = None
 
     @abstractmethod
     def initial_state(
@@ -85,6 +91,33 @@ class TokenModel(nn.Module, ABC):
         Returns:
             Logits, the new state and auxiliary losses. Cutting a stream into other windows gives the same logits.
         """
+
+    def nats(self, logits: Float[Tensor, "*batch outputs"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Return -log of each target's probability; 0 where a target is -1.
+
+        Args:
+            logits: what `forward`, `read` and `step` return.
+            targets: tokens.
+        """
+        if self.mixture is not None:
+            return self.mixture.nats(logits, targets)
+        rows = logits.float().flatten(0, -2)
+        return F.cross_entropy(rows, targets.flatten(), ignore_index=-1, reduction="none").view_as(targets)
+
+    def nats_between(
+        self, logits: Float[Tensor, "*batch outputs"], first: Int[Tensor, "*batch"], last: Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch"]:
+        """Return -log of the probability of all tokens from `first` to `last`; 0 where the first is -1."""
+        if self.mixture is not None:
+            return self.mixture.nats_between(logits, first, last)
+        tokens = torch.arange(self.vocabulary_size, device=logits.device)
+        is_within = (tokens >= first[..., None]) & (tokens <= last[..., None])
+        nats = -logits.float().log_softmax(dim=-1).masked_fill(~is_within, -math.inf).logsumexp(dim=-1)
+        return nats.masked_fill(first < 0, 0)
+
+    def distribution(self, logits: Float[Tensor, "*batch outputs"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Return what a softmax makes the probabilities of all tokens from."""
+        return logits if self.mixture is None else self.mixture.distribution(logits)
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""

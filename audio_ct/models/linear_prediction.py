@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from audio_ct.errors import InputError
 from audio_ct.models.interface import READ_AHEAD, State
+from audio_ct.models.scale import amplitude, amplitude_per_token
 
 # Sines and cosines of a prediction, from once around over all tokens up to once around in two.
 NUM_FREQUENCIES = 12
@@ -113,7 +114,7 @@ class BackwardPredictor(nn.Module):
             tokens: [batch, time]; time is a multiple of the frame length.
             state: as left by the last call; `initial_state` at first.
         """
-        signal_BT = torch.cat([state["linear_prediction.history"], _amplitude(tokens, self.mu)], dim=1)
+        signal_BT = torch.cat([state["linear_prediction.history"], amplitude(tokens, self.mu)], dim=1)
         covariance = state["linear_prediction.covariance"]
         covariances, decay = [], self._frame_decay()
         for increment in self._increments(signal_BT).unbind(1):
@@ -147,7 +148,7 @@ class BackwardPredictor(nn.Module):
         signal_BT, coefficients_BKN, error_BK = (
             state[f"cache.linear_prediction.{name}"] for name in ("signal", "coefficients", "error")
         )
-        signal_BT.index_copy_(1, slots + self.order, _amplitude(tokens, self.mu))
+        signal_BT.index_copy_(1, slots + self.order, amplitude(tokens, self.mu))
         lags_TN = slots[:, None] + 1 + torch.arange(self.order, device=slots.device)
         past_BTN = signal_BT[:, lags_TN]
         return self._to_tokens(past_BTN @ coefficients_BKN.transpose(-1, -2), error_BK[:, None])
@@ -191,14 +192,12 @@ class BackwardPredictor(nn.Module):
         """Return amplitudes from the scale's middle and errors at them, both in tokens."""
         clipped = predicted.clamp(-1, 1)
         tokens = clipped.sign() * torch.log1p(self.mu * clipped.abs()) / math.log1p(self.mu) * self.mu / 2
-        amplitude_per_token = (clipped.abs() + 1 / self.mu) * math.log1p(self.mu) * 2 / self.mu
-        return tokens, error / amplitude_per_token
+        return tokens, error / amplitude_per_token(clipped, self.mu)
 
 
-def _amplitude(tokens: Tensor, mu: int) -> Tensor:
-    """Return mu-law tokens as amplitudes in [-1, 1], float64; the middle of the scale is 0."""
-    compressed = 2 * tokens.double() / mu - 1
-    return compressed.sign() * torch.expm1(compressed.abs() * math.log1p(mu)) / mu
+def _first(predicted: Tensor, expected: Tensor) -> Tensor:
+    """Return the first predictor's predictions and expected errors, [..., 2]."""
+    return torch.stack([predicted[..., 0], expected[..., 0]], dim=-1)
 
 
 class LinearPrediction(nn.Module):
@@ -208,11 +207,16 @@ class LinearPrediction(nn.Module):
         vocabulary_size: number of mu-law tokens.
         settings: the predictors.
         input_channels: size of what `read` returns, to be added to the embedding.
-        output_channels: size of what `logits` reads.
+        output_channels: size of what `logits` reads; None where something else makes use of predictions.
     """
 
     def __init__(
-        self, vocabulary_size: int, settings: LinearPredictionSettings, *, input_channels: int, output_channels: int
+        self,
+        vocabulary_size: int,
+        settings: LinearPredictionSettings,
+        *,
+        input_channels: int,
+        output_channels: int | None,
     ) -> None:
         super().__init__()
         self.predictor = BackwardPredictor(vocabulary_size, settings)
@@ -221,7 +225,7 @@ class LinearPrediction(nn.Module):
         num_predictors = len(settings.windows)
         num_features = num_predictors * (2 * NUM_FREQUENCIES + 4) + (num_predictors - 1) * 3
         self.input = nn.Linear(num_features, input_channels)
-        self.output = nn.Linear(output_channels, 2 * vocabulary_size - 1)
+        self.output = None if output_channels is None else nn.Linear(output_channels, 2 * vocabulary_size - 1)
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> State:
         """Return a past of silence and no predictions yet."""
@@ -231,8 +235,8 @@ class LinearPrediction(nn.Module):
     @torch.no_grad()
     def predict(
         self, tokens: Int[Tensor, "batch time"], state: State
-    ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time"], State]:
-        """Return (features for `read`, the first predictor's predictions for `logits`, the new state).
+    ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time 2"], State]:
+        """Return (features for `read`, the first predictor's predictions and expected errors, the new state).
 
         Args:
             tokens: whole frames [batch, time].
@@ -241,7 +245,7 @@ class LinearPrediction(nn.Module):
         predicted, expected, new = self.predictor(tokens, state)
         last = torch.cat([state["linear_prediction.predicted"][:, None], predicted[:, :-1]], dim=1)
         new["linear_prediction.predicted"] = predicted[:, -1]
-        return self._features(tokens, last, predicted, expected), predicted[..., 0], new
+        return self._features(tokens, last, predicted, expected), _first(predicted, expected), new
 
     def open_cache(self, state: State, offset: int) -> State:
         """Return caches of the frame that begins at this offset in its stretch.
@@ -257,13 +261,14 @@ class LinearPrediction(nn.Module):
 
     def predict_cached(
         self, tokens: Int[Tensor, "batch time"], state: State, slots: Int[Tensor, " time"]
-    ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time"]]:
+    ) -> tuple[Float[Tensor, "batch time features"], Float[Tensor, "batch time 2"]]:
         """Return the features and predictions that `predict` does, of samples in these slots of the stretch."""
         slots = slots - state["cache.linear_prediction.begin"][0]
         predicted, expected = self.predictor.predict_cached(tokens, state, slots)
         cache = state["cache.linear_prediction.predicted"]
         cache.index_copy_(1, slots + 1, predicted)
-        return self._features(tokens, cache.index_select(1, slots), predicted, expected), predicted[..., 0]
+        features = self._features(tokens, cache.index_select(1, slots), predicted, expected)
+        return features, _first(predicted, expected)
 
     def close_cache(self, state: State) -> State:
         """Return what the caches of a frame leave."""
@@ -276,9 +281,13 @@ class LinearPrediction(nn.Module):
         octaves = torch.linspace(1, 0, NUM_FREQUENCIES, dtype=torch.float64, device=predicted.device)
         angle = (predicted[..., None] * math.pi * (self.vocabulary_size / 2) ** -octaves).flatten(-2)
         difference = predicted[..., 1:] - predicted[..., :1]
+        # Signs and sizes as of 8-bit tokens: finer ones are larger numbers for the same sound.
+        per_token = max(1.0, self.vocabulary_size / 256)
+        error, expected, difference = error / per_token, expected / per_token, difference / per_token
         features = [
             *(angle.sin(), angle.cos()),
-            *((error / 2).tanh(), (error / 16).tanh(), error.abs().log1p() / 3, (expected + 0.1).log2() / 3),
+            *((error / 2).tanh(), (error / 16).tanh(), error.abs().log1p() / 3),
+            (expected + 0.1 / per_token).log2() / 3,
             *(difference.tanh(), (difference / 4).tanh(), (difference / 16).tanh()),
         ]
         return torch.cat(features, dim=-1)
@@ -288,13 +297,16 @@ class LinearPrediction(nn.Module):
         return self.input(features.to(self.input.bias.dtype))
 
     def logits(
-        self, hidden: Float[Tensor, "batch time output_channels"], predicted: Float[Tensor, "batch time"]
+        self, hidden: Float[Tensor, "batch time output_channels"], centre: Float[Tensor, "batch time 2"]
     ) -> Float[Tensor, "batch time vocabulary"]:
         """Return logits of a token's distance from the (rounded) prediction, laid out by token.
 
+        What errors are expected is not looked at here.
+
         Example: 4 tokens, prediction 2 from 0: tokens 0 to 3 get the logits of distances -2, -1, 0, 1.
         """
-        tokens = torch.arange(self.vocabulary_size, device=predicted.device)
-        nearest = (predicted + (self.vocabulary_size - 1) / 2).round().long()
+        assert self.output is not None
+        tokens = torch.arange(self.vocabulary_size, device=centre.device)
+        nearest = (centre[..., 0] + (self.vocabulary_size - 1) / 2).round().long()
         distance = tokens - nearest[..., None]
         return self.output(hidden).gather(-1, distance + self.vocabulary_size - 1)

@@ -265,7 +265,7 @@ class CompressiveMemory(nn.Module):
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
-        if self.compression_loss == "task":
+        if self.compression_loss in ("task", "none"):
             return []
         modules = [module for layer in self.layers for module in (layer.compressions, layer.decoders)]
         return [parameter for module in modules for parameter in module.parameters()]

@@ -1,13 +1,14 @@
 """A mixture of logistics over a token's amplitude: an output whose size does not grow with the vocabulary.
 
-A softmax over the 65,536 tokens of 16 bits would be most of a model. Here the model says 3 K numbers, a weight, a mean and
-a log scale for each of K logistics over amplitudes in [-1, 1], and a token's probability is what they have between its
-edges. Means and scales are told in units that fit the sound: with linear prediction from its prediction on, in expected
-errors of it; without, by place on the mu-law scale, where a unit is as wide as the scale is there.
+A softmax over the 65,536 tokens of 16 bits would be most of a model. Here the model says 3 K numbers, a weight, a mean
+and a log scale for each of K logistics over amplitudes in [-1, 1], and a token's probability is what they have between
+its edges. Means and scales are told in units that fit the sound: with linear prediction from its prediction on, in
+expected errors of it; without, by place on the mu-law scale, where a unit is as wide as the scale is there.
 
-Source: Salimans et al. 2017 (PixelCNN++), 1701.05517, section 2.1; Parallel WaveNet, 1711.10433, has it for 16-bit samples.
-Their bins are equal. Those of mu-law are not, so that the logistics stand on amplitudes, where a prediction's error has
-one hump; on the scale of 16 bits, where a third of all tokens are below one step of 16-bit audio, it has two.
+Source: Salimans et al. 2017 (PixelCNN++), 1701.05517, section 2.1; Parallel WaveNet, 1711.10433, has it for 16-bit
+samples. Their bins are equal. Those of mu-law are not, so that the logistics stand on amplitudes, where a prediction's
+error has one hump; on the scale of 16 bits, where a tenth of all tokens are closer to silence than one step of 16-bit
+audio, it may have two.
 """
 
 import math
@@ -17,14 +18,17 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+
+from audio_ct.models.scale import amplitude, amplitude_per_token
 
 # Shared evenly by all tokens, so that none is impossible after a silence that was too sure of itself: at most 40 bits
 # with 16-bit tokens, for nothing. Rarer than any uniform number of sampling, which has 24 bits.
 BACKGROUND = 2.0**-24
-# Log scales of the components at the start of training, in expected errors and in units of the mu-law scale.
-PREDICTED_LOG_SCALES = (-2.0, 2.0)
-FREE_LOG_SCALE = -3.0
+# Log scales of the components at the start of training: from first to last in expected errors, which are taken to be
+# at least so large in the last; without a prediction, in units of the mu-law scale from -1 to 1.
+PREDICTED_LOG_SCALES = (-3.0, 1.0)
+WIDEST_LEAST_ERROR = 1e-4
+FREE_LOG_SCALE = -2.5
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class MixtureOfLogistics:
         Args:
             readout: from `hidden` to `num_outputs` numbers.
             hidden: what the model has to say.
-            centre: the linear prediction, in tokens from the middle of the scale, and its expected error there, in tokens;
+            centre: the linear prediction, in tokens from the middle of the scale, and its expected error in tokens;
                 None for none.
         """
         with torch.autocast(hidden.device.type, enabled=False):
@@ -66,45 +70,51 @@ class MixtureOfLogistics:
         weights, places, widths = raw.chunk(3, dim=-1)
         if centre is None:
             spread = torch.linspace(-1, 1, self.num_components + 2, dtype=raw.dtype, device=raw.device)[1:-1]
-            means = self._amplitude((places + spread).tanh())
-            log_scales = widths + FREE_LOG_SCALE + self._unit(means).log()
+            means = amplitude(((places + spread).tanh() + 1) * self._mu / 2, self._mu)
+            log_scales = widths + FREE_LOG_SCALE + (amplitude_per_token(means, self._mu) * self._mu / 2).log()
         else:
-            predicted = self._amplitude(2 * centre[..., :1] / self._mu)
-            unit = (centre[..., 1:] * 2 / self._mu * self._unit(predicted)).clamp_min(self._narrowest)
-            spread = torch.linspace(*PREDICTED_LOG_SCALES, self.num_components, dtype=raw.dtype, device=raw.device)
-            means = (predicted + unit * places).to(raw.dtype)
-            log_scales = widths + spread + unit.log().to(raw.dtype)
+            predicted = amplitude(centre[..., :1] + self._mu / 2, self._mu)
+            error = centre[..., 1:] * amplitude_per_token(predicted, self._mu)
+            ends = PREDICTED_LOG_SCALES, (math.log(self._narrowest), math.log(WIDEST_LEAST_ERROR))
+            spread, least = (
+                torch.linspace(*each, self.num_components, dtype=error.dtype, device=error.device) for each in ends
+            )
+            # What follows a silence may be any number of expected errors away: some component must reach it.
+            log_unit = torch.maximum(error.clamp_min(self._narrowest).log(), least)
+            means = predicted + log_unit.exp() * places
+            log_scales = widths + spread + log_unit
         log_scales = log_scales.clamp(math.log(self._narrowest) - 3, 3)
-        return torch.cat([weights.log_softmax(dim=-1), means, log_scales], dim=-1)
+        return torch.cat([weights.log_softmax(dim=-1), means.to(raw.dtype), log_scales.to(raw.dtype)], dim=-1)
 
     def nats(
-        self, parameters: Float[Tensor, "*batch outputs"], targets: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch"]:
+        self, parameters: Float[Tensor, "*#batch outputs"], targets: Int[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*#batch"]:
         """Return -log of each target's probability; 0 where a target is -1."""
         return self.nats_between(parameters, targets, targets)
 
     def nats_between(
-        self, parameters: Float[Tensor, "*batch outputs"], first: Int[Tensor, "*batch"], last: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch"]:
+        self, parameters: Float[Tensor, "*#batch outputs"], first: Int[Tensor, "*#batch"], last: Int[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*#batch"]:
         """Return -log of the probability of all tokens from `first` to `last`; 0 where the first is -1.
 
         With edges a < b, in scales from a mean, a logistic has sigmoid(b) - sigmoid(a) between them, which is
         sigmoid(b) sigmoid(-a) (1 - exp(a - b)): three factors none of which cancels, however narrow or far the bin.
+        What underflows is far below the background.
         """
-        log_weights, means, log_scales = parameters.chunk(3, dim=-1)
-        lower, upper = (self._edge(token)[..., None] for token in (first.clamp_min(0), last + 1))
+        # Components first: tokens lie side by side, which is what a CPU is fast at.
+        log_weights, means, log_scales = parameters.movedim(-1, 0).chunk(3)
+        lower, upper = (self._edge(token) for token in (first.clamp_min(0), last.clamp_min(0) + 1))
         per_scale = (-log_scales).exp()
         a, b = ((edge.to(means.dtype) - means) * per_scale for edge in (lower, upper))
-        below_b, above_a = F.logsigmoid(b), F.logsigmoid(-a)
-        width = ((upper - lower).to(means.dtype) * per_scale).clamp_min(torch.finfo(means.dtype).tiny)
-        between = below_b + above_a + (-torch.expm1(-width)).log()
         # The outermost bins are open.
-        from_below, to_above = (first <= 0)[..., None], (last >= self._mu)[..., None]
-        between = torch.where(from_below, torch.where(to_above, torch.zeros_like(between), below_b), between)
-        between = torch.where(~from_below & to_above, above_a, between)
-        mixed = torch.logsumexp(log_weights + between, dim=-1) + math.log1p(-BACKGROUND)
-        background = ((last - first + 1).to(mixed.dtype) * (BACKGROUND / self.vocabulary_size)).clamp_min(1e-30).log()
-        return torch.where(first < 0, torch.zeros_like(mixed), -torch.logaddexp(mixed, background))
+        above_a = torch.where(first <= 0, 1, torch.sigmoid(-a))
+        below_b = torch.where(last >= self._mu, 1, torch.sigmoid(b))
+        inside = -torch.expm1((lower - upper).to(means.dtype) * per_scale)
+        inside = torch.where((first <= 0) | (last >= self._mu), 1, inside)
+        mixed = (log_weights.exp() * above_a * below_b * inside).sum(dim=0)
+        background = ((last - first + 1) / self.vocabulary_size).to(mixed.dtype)
+        nats = -((1 - BACKGROUND) * mixed + BACKGROUND * background).log()
+        return torch.where(first < 0, 0, nats)
 
     def distribution(self, parameters: Float[Tensor, "*batch outputs"]) -> Float[Tensor, "*batch vocabulary"]:
         """Return every token's log probability: a few milliseconds of work for each prediction at 16 bits."""
@@ -144,12 +154,4 @@ class MixtureOfLogistics:
 
     def _edge(self, token: Tensor) -> Tensor:
         """Return the amplitude at which tokens begin, float64."""
-        return self._amplitude((2 * token.double() - 1) / self._mu - 1)
-
-    def _amplitude(self, place: Tensor) -> Tensor:
-        """Return the amplitude at a place on the mu-law scale from -1 to 1."""
-        return place.sign() * torch.expm1(place.abs() * math.log1p(self._mu)) / self._mu
-
-    def _unit(self, amplitude: Tensor) -> Tensor:
-        """Return by how much amplitudes grow at one for each unit of the mu-law scale."""
-        return (amplitude.abs() + 1 / self._mu) * math.log1p(self._mu)
+        return amplitude(token.double() - 0.5, self._mu)

@@ -4,6 +4,7 @@ Source: van den Oord et al. 2016, 1609.03499; the queues are Paine et al. 2016, 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.models.convolution import GatedConvolution, caches_to_queues, queues_to_caches
+from audio_ct.models.embedding import AmplitudeEmbedding
 from audio_ct.models.interface import ModelOutput, State, TokenModel, compact, is_cut, place, slots, without_caches
 from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
+from audio_ct.models.mixture import MixtureOfLogistics
 
 # Samples between two copies of the queues when sampling without linear prediction.
 CACHE_LENGTH = 16
@@ -28,7 +31,9 @@ class WaveNet(TokenModel):
         residual_channels: channels of the residual stream and of the gates.
         skip_channels: channels of the summed skips.
         width: taps of each convolution.
+        embedding: "learned" or "sinusoidal" features of the token's place on the scale.
         linear_prediction: backward-adaptive predictors to start from; none in the paper.
+        output: "softmax" (paper) or "mixture_of_logistics", whose size does not grow with the vocabulary.
     """
 
     def __init__(
@@ -40,7 +45,9 @@ class WaveNet(TokenModel):
         residual_channels: int,
         skip_channels: int,
         width: int = 2,
+        embedding: Literal["learned", "sinusoidal"] = "learned",
         linear_prediction: LinearPredictionSettings | None = None,
+        output: Literal["softmax", "mixture_of_logistics"] = "softmax",
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
@@ -48,18 +55,21 @@ class WaveNet(TokenModel):
         self.cache_length = CACHE_LENGTH if linear_prediction is None else linear_prediction.frame_length
         self.adapt_every = self.cache_length
         self.residual_channels = residual_channels
-        self.embedding = nn.Embedding(vocabulary_size, residual_channels)
+        embeddings: dict[str, type[nn.Module]] = {"learned": nn.Embedding, "sinusoidal": AmplitudeEmbedding}
+        self.embedding = embeddings[embedding](vocabulary_size, residual_channels)
         self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
             GatedConvolution(residual_channels, skip_channels=skip_channels, width=width, dilation=2**power)
             for _ in range(num_stacks)
             for power in range(layers_per_stack)
         )
         self.hidden = nn.Linear(skip_channels, skip_channels)
-        self.readout = nn.Linear(skip_channels, vocabulary_size)
+        self.mixture = MixtureOfLogistics(vocabulary_size) if output == "mixture_of_logistics" else None
+        self.readout = nn.Linear(skip_channels, vocabulary_size if self.mixture is None else self.mixture.num_outputs)
         self.linear_prediction: LinearPrediction | None = None
         if linear_prediction is not None:
+            read_by = skip_channels if self.mixture is None else None
             self.linear_prediction = LinearPrediction(
-                vocabulary_size, linear_prediction, input_channels=residual_channels, output_channels=skip_channels
+                vocabulary_size, linear_prediction, input_channels=residual_channels, output_channels=read_by
             )
 
     @property
@@ -136,7 +146,8 @@ class WaveNet(TokenModel):
 
     def _logits(self, skips: Tensor, predicted: Tensor | None) -> Tensor:
         hidden = F.relu(self.hidden(F.relu(skips)))
-        logits = self.readout(hidden)
-        if self.linear_prediction is not None and predicted is not None:
-            logits = logits + self.linear_prediction.logits(hidden, predicted)
-        return logits
+        if self.mixture is not None:
+            return self.mixture.parameters(self.readout, hidden, predicted)
+        if self.linear_prediction is None or predicted is None:
+            return self.readout(hidden)
+        return self.readout(hidden) + self.linear_prediction.logits(hidden, predicted)

@@ -130,12 +130,12 @@ class Sampler:
 
     @property
     def bytes_per_step(self) -> int:
-        """Return what a step reads: the weights but the embedding's once, and the caches of every waveform.
+        """Return what a step reads: the weights but a learned embedding's once, and the caches of every waveform.
 
         Caches are there once something has been generated.
         """
         state = self._stream.model.state_dict()
-        weights = sum(tensor.nbytes for tensor in state.values()) - state["embedding.weight"].nbytes
+        weights = sum(tensor.nbytes for name, tensor in state.items() if name != "embedding.weight")
         return weights + sum(tensor.nbytes for tensor in self._stream.caches.values())
 
     @torch.no_grad()
@@ -197,9 +197,16 @@ class _Step(nn.Module):
         """
         logits = self.model.read(tokens[:, None], caches)[:, 0]
         uniform = uniforms.index_select(0, cursor)[0]
-        tokens.copy_(draw(filtered_probabilities(logits, self._filters), uniform))
+        tokens.copy_(_drawn(self.model, logits, self._filters, uniform))
         block.index_copy_(1, cursor, tokens[:, None])
         cursor += 1
+
+
+def _drawn(model: TokenModel, logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
+    if model.mixture is not None and filters == NO_FILTERS:
+        # The same tokens as below, without the probabilities of all.
+        return model.mixture.draw(logits, uniform)
+    return draw(filtered_probabilities(model.distribution(logits), filters), uniform)
 
 
 def generate(

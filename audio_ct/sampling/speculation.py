@@ -160,12 +160,12 @@ class _Round(nn.Module):
         k = self._num_drafted
         tokens, probabilities = [token], []
         for i in range(k):
-            q = self._probabilities(self.draft.read(tokens[-1][:, None], draft_caches)[0])
+            q = self._probabilities(self.draft, self.draft.read(tokens[-1][:, None], draft_caches)[0])
             probabilities.append(q)
             tokens.append(draw(q, uniforms[i : i + 1]))
         # If all are kept, the draft too must have read the last of them.
         self.draft.read(tokens[-1][:, None], draft_caches)
-        p = self._probabilities(self.model.read(torch.cat(tokens)[None], caches)[0])
+        p = self._probabilities(self.model, self.model.read(torch.cat(tokens)[None], caches)[0])
         q = torch.cat(probabilities)
         drafted = torch.cat(tokens[1:])
         p_of, q_of = (each[:k].gather(1, drafted[:, None])[:, 0] for each in (p, q))
@@ -183,6 +183,6 @@ class _Round(nn.Module):
         place.copy_(before + count)
         draft_place.copy_(draft_before + count)
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        probabilities = filtered_probabilities(logits, self._filters)
+    def _probabilities(self, model: TokenModel, logits: Tensor) -> Tensor:
+        probabilities = filtered_probabilities(model.distribution(logits), self._filters)
         return probabilities / probabilities.sum(dim=-1, keepdim=True)

@@ -37,7 +37,7 @@ class StudyOptions:
         cold_start_samples: first samples of each recording, scored apart.
         jobs: runs side by side.
         only: names of the variants that are run; the others are in the table with what they have. None for all.
-        baseline: the variant that others are compared with; None for the first.
+        baseline: the variant that others are compared with; None for the one that is the base itself, else the first.
         command: the command line, for the record.
     """
 
@@ -139,7 +139,7 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
     """
     recipes, descriptions = _read_recipes(folder, options.settings)
     names = list(recipes)
-    baseline = names[0] if options.baseline is None else options.baseline
+    baseline = options.baseline or _default_baseline(recipes, folder)
     faults = [
         f"{option}={name!r}: no such variant; {_nearest(name, names)}"
         for option, given in (("--baseline", [baseline]), ("--only", options.only or ()))
@@ -173,6 +173,18 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
         for seed in options.seeds
     ]
     return Study(study, out, tuple(variants), tuple(runs), baseline, options)
+
+
+def _default_baseline(recipes: dict[str, Recipe], folder: Path) -> str:
+    """Return the name of the first variant that differs from the base in nothing, or else of the first."""
+    base_path = folder / BASE_FILE
+    if base_path.is_file():
+        same = {key: recipes[next(iter(recipes))].model_dump()[key] for key in ("name", "seed")}
+        base = flat(parse_recipe(read_recipe(base_path)).model_dump() | same)
+        for name, recipe in recipes.items():
+            if flat(recipe.model_dump() | same) == base:
+                return name
+    return next(iter(recipes))
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from audio_ct import __version__
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
@@ -91,7 +90,7 @@ def train(recipe: Recipe, run_folder: Path, *, resume: bool = False) -> Path:
                 run.model.train()
                 with torch.autocast(run.device.type, run.precision, enabled=run.precision != torch.float32):
                     output = forward(inputs, run.state)
-                loss = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
+                loss = run.model.nats(output.logits, targets).mean()
                 every = update_every(recipe.training.update_every, run.step)
                 total = loss + sum(output.auxiliary_losses.values())
                 run.scaler.scale(total / every).backward()
@@ -194,6 +193,11 @@ def _begin(recipe: Recipe, folder: Path, resume: bool) -> _Run:
         raise InputError(
             f"model.linear_prediction predicts a waveform, and corpus.store={recipe.corpus.store!r} holds bytes; leave "
             "it out (--set model.linear_prediction=null)."
+        )
+    if store.encoding == "bytes" and recipe.model.output == "mixture_of_logistics":
+        raise InputError(
+            f"model.output='mixture_of_logistics' is about amplitudes, and corpus.store={recipe.corpus.store!r} holds "
+            "bytes; use softmax (--set model.output=softmax)."
         )
     if loaded is not None:
         _check_same_run(recipe, store, loaded)

@@ -10,12 +10,10 @@ import math
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from audio_ct.errors import InputError
 from audio_ct.models.interface import select_lanes
 from audio_ct.pretrained import Pretrained
-from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import checkpoint
 from audio_ct.training.optimizer import clip_gradients, make_optimizer
@@ -31,7 +29,8 @@ def bits_while_moving(
 ) -> tuple[float, int]:
     """Return (bits per sample of a split read as in training, samples scored), each window before it is learned from.
 
-    Lanes, windows, precision and clipping are those of the recipe; the optimiser goes on from the checkpoint's moments.
+    Lanes, windows, precision (float16 without scaling of gradients) and clipping are those of the recipe; the optimiser
+    goes on from the checkpoint's moments.
 
     Args:
         pretrained: a checkpoint's model; left as it is.
@@ -46,7 +45,7 @@ def bits_while_moving(
     if not 0 <= learning_rate < math.inf:
         raise InputError(f"moving={learning_rate} must be a learning rate, 0 or more; 0 freezes the parameters.")
     recipe, training = pretrained.recipe, pretrained.recipe.training
-    opened = open_corpus(store or recipe.corpus.store, recipe.corpus.clip_seconds)
+    opened = pretrained.open_store(store)
     device = next(pretrained.model.parameters()).device
     streams = Streams(
         opened,
@@ -58,6 +57,7 @@ def bits_while_moving(
         start_token=opened.start_token,
     )
     model = copy.deepcopy(pretrained.model).train()
+    model.recompute_activations = training.recompute_activations
     optimizer = make_optimizer(model, recipe.optimizer)
     loaded = checkpoint.load(pretrained.path)
     assert loaded.training is not None
@@ -79,7 +79,7 @@ def bits_while_moving(
             torch.autocast(device.type, precision, enabled=precision != torch.float32),
         ):
             output = model(window.inputs.to(device), state)
-            loss = F.cross_entropy(output.logits.float().flatten(0, 1), window.targets.to(device).flatten())
+            loss = model.nats(output.logits, window.targets.to(device)).mean()
         state = output.state
         nats += float(loss.detach())
         if learning_rate > 0:

@@ -32,6 +32,13 @@ TRANSFORMER = "num_layers: 2, d_model: 16, num_heads: 2, d_ff: 16, segment_lengt
 MODELS = {
     "ct": f"{{kind: compressive_transformer, {TRANSFORMER}, compressed_memory_length: [64, 0]}}",
     "xl": f"{{kind: transformer_xl, {TRANSFORMER}}}",
+    "used": f"{{kind: compressive_transformer, {TRANSFORMER}, compressed_memory_length: 64, "
+    "compression: {function: most_used, loss: none}}",
+    "compressed": "{kind: compressive_transformer, num_layers: 1, d_model: 16, num_heads: 2, d_ff: 16, "
+    "segment_length: 256, memory_length: 0, compressed_memory_length: 16, twice_compressed_memory_length: 4, "
+    "coarse: {frame_length: 64, num_layers: 1, memory_length: 8}}",
+    "none": "{kind: compressive_transformer, num_layers: 1, d_model: 16, num_heads: 2, d_ff: 16, segment_length: 256, "
+    "memory_length: 0, compressed_memory_length: 0}",
     "net": "{kind: wavenet, num_stacks: 1, layers_per_stack: 4, residual_channels: 8, skip_channels: 8}",
     "initial": f"{{kind: compressive_transformer, {TRANSFORMER}, compressed_memory_length: 64, "
     "learned_initial_memory: true}",
@@ -123,7 +130,8 @@ def test_a_memory_cut_to_its_own_length_changes_nothing(runs: Path) -> None:
         assert torch.equal(same.model(tokens, same.model.initial_state(1)).logits, expected)
         gone = with_memory_lengths(model, memory_length=0, compressed_memory_length=0).model
         moved = (gone(tokens, gone.initial_state(1)).logits - expected).abs().amax(dim=-1)[0]
-    assert not moved[:256].any() or moved[:256].max() < moved[256:].max()
+    # In the first segment, too: empty slots are not hidden from attention.
+    assert (moved > 0).all()
 
 
 def test_attention_is_that_of_a_slow_reading(store_path: Path) -> None:
@@ -167,15 +175,41 @@ def test_buckets_are_means_of_what_lies_together() -> None:
 
 
 def test_memories_are_emptied_and_shuffled_by_name() -> None:
+    model = CompressiveTransformer(
+        vocabulary_size=4, num_layers=1, d_model=4, num_heads=1, d_ff=4, segment_length=4, memory_length=6
+    )
     state = {"memory.0": torch.arange(6.0).view(1, 6, 1), "compressed_memory.0": torch.ones(1, 3, 1)}
-    empty = zeroed("compressed_memory")(state)
+    state["memory.coarse_0"] = torch.ones(1, 2, 1)
+    assert zeroed(model, "memory")(state)["memory.coarse_0"].all(), "coarse layers' memory is not of samples"
+    empty = zeroed(model, "compressed_memory")(state)
     assert torch.equal(empty["memory.0"], state["memory.0"])
     assert not empty["compressed_memory.0"].any()
-    alter = shuffled("memory")
+    alter = shuffled(model, "memory")
     orders = [alter(state)["memory.0"].flatten().tolist() for _ in range(2)]
     assert all(sorted(order) == list(range(6)) for order in orders)
     assert orders[0] != orders[1]
     assert state["compressed_memory.0"].all()
+
+
+def test_what_is_altered_is_what_attention_sees_and_not_what_is_carried_on(store_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "d_model": 8, "num_heads": 2, "d_ff": 8, "segment_length": 16, "memory_length": 16}
+    model = CompressiveTransformer(vocabulary_size=256, **sizes, compressed_memory_length=8, compression_rate=4).eval()
+    store = TokenStore.open(store_path)
+    recordings = store.recordings("test")[:1]
+    reading = {"start_token": 128, "device": torch.device("cpu"), "precision": torch.float32, "batch_size": 1}
+    got = bits_of_samples(model, store, "test", recordings, **reading, window_length=16, alter=zeroed(model, "memory"))[
+        0
+    ]
+    tokens = store.tokens("test", recordings[0], 0, 16 * 8).astype(np.int64)
+    state = model.initial_state(1)
+    for number, segment in enumerate(torch.tensor([[128, *tokens[:-1]]]).split(16, dim=1)):
+        with torch.no_grad():
+            altered = state | {f"memory.{layer}": torch.zeros_like(state[f"memory.{layer}"]) for layer in range(2)}
+            logits, state = model(segment, altered).logits[0], model(segment, state).state
+        assert number < 3 or state["compressed_memory.0"].any()
+        expected = -logits.log_softmax(-1)[torch.arange(16), tokens[number * 16 : number * 16 + 16]] / np.log(2)
+        np.testing.assert_allclose(got[number * 16 : number * 16 + 16], expected, rtol=1e-4)
 
 
 def test_silence_noise_and_pitch_are_told_apart() -> None:
@@ -205,6 +239,7 @@ def test_a_learned_initial_memory_keeps_its_length(runs: Path) -> None:
     ("arguments", "message"),
     [
         (["net"], "model.kind='wavenet' has no memory to inspect; name another."),
+        (["none"], "model.kind='compressive_transformer' has no memory to inspect"),
         (["ct", "--split", "dev"], "split='dev' is not in"),
         (["ct", "--cold-start-samples", "999999999"], "leaves nothing to score"),
         (["missing"], "missing"),
@@ -217,6 +252,20 @@ def test_what_cannot_be_inspected_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_any_memory_can_be_inspected(runs: Path) -> None:
+    found = {}
+    for name in ("used", "compressed"):
+        assert run("inspect", runs / name, "--out", runs / f"report-{name}", "--max-tokens", 20_000) == 0
+        rows = json.loads((runs / f"report-{name}/inspection.json").read_text())["memory"]
+        found[name] = [row["name"] for row in rows]
+        assert len(set(found[name])) == len(found[name])
+    # Compression by use is counted in memory, which must hold a segment.
+    assert [name for name in found["used"] if name.startswith("memory cut")] == []
+    assert "all memories cut to 0" in found["used"]
+    assert [name for name in found["compressed"] if name.startswith("memory ")] == []
+    assert {"compressed_memory cut to 4", "twice_compressed_memory zeroed"} <= set(found["compressed"])
 
 
 def test_transformer_xl_is_inspected_too(runs: Path) -> None:
@@ -238,5 +287,9 @@ def test_other_lengths_of_memory_by_the_evaluate_command(
     assert "model.kind='wavenet' has no memory_length; leave it as it is." in capsys.readouterr().err
     assert run("evaluate", runs / "xl", "--compressed-memory-length", 16) == 2
     assert "model.kind='transformer_xl' has no compressed_memory_length" in capsys.readouterr().err
+    assert run("evaluate", runs / "none", "--compressed-memory-length", 16) == 2
+    assert "model.compressed_memory_length=0 was none in training; leave it as it is." in capsys.readouterr().err
+    assert run("evaluate", runs / "used", "--memory-length", 16) == 2
+    assert "model.memory_length=16 must be at least model.segment_length=256" in capsys.readouterr().err
     assert run("evaluate", runs / "initial", "--memory-length", 16) == 2
     assert "model.learned_initial_memory=True was learned for its length" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def wavenet(**changes: Any) -> TokenModel:
 
 local = {"front_dilations": [1, 2, 4], "short_convolution_width": 3}
 predicting = {"linear_prediction": LinearPredictionSettings(order=3, windows=[20, 5], frame_length=2)}
+mixture = {"output": "mixture_of_logistics"}
 one_predictor = {
     "linear_prediction": LinearPredictionSettings(order=3, windows=[20], frame_length=4, bandwidth_expansion=0.9)
 }
@@ -121,6 +122,11 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "linear-prediction-transformer-xl": lambda: transformer_xl(**predicting),
     "linear-prediction-wavenet": lambda: wavenet(**predicting),
     "one-linear-prediction-wavenet": lambda: wavenet(**one_predictor),
+    "sinusoidal-wavenet": lambda: wavenet(embedding="sinusoidal"),
+    "mixture": lambda: compressive(**mixture, **local),
+    "mixture-linear-prediction": lambda: compressive(**mixture, **predicting),
+    "mixture-wavenet": lambda: wavenet(**mixture),
+    "mixture-linear-prediction-wavenet": lambda: wavenet(**mixture, **predicting),
 }
 
 

@@ -16,8 +16,8 @@ from audio_ct.models.linear_prediction import (
     BackwardPredictor,
     LinearPrediction,
     LinearPredictionSettings,
-    _amplitude,
 )
+from audio_ct.models.scale import amplitude
 
 ORDER, EVERY = 4, 8
 WINDOWS = [100, 30]
@@ -41,7 +41,7 @@ def speech_like(num_lanes: int = 2, length: int = 20 * EVERY, seed: int = 0) -> 
 
 def slow(tokens: Tensor, window: int, expansion: float) -> tuple[list[float], list[float]]:
     """Return predictions and expected errors of one lane, each frame's least squares written out from its beginning."""
-    x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), _amplitude(tokens, 255)])
+    x = torch.cat([torch.zeros(ORDER, dtype=torch.float64), amplitude(tokens, 255)])
     predictions, errors = [], []
     for t in range(len(tokens)):
         frame_start = t - t % EVERY
@@ -55,10 +55,10 @@ def slow(tokens: Tensor, window: int, expansion: float) -> tuple[list[float], li
         ridge = RELATIVE_RIDGE * past.trace() / ORDER + ABSOLUTE_RIDGE
         coefficients = torch.linalg.solve(past + ridge * torch.eye(ORDER).double(), cross)
         expanded = torch.stack([coefficients[ORDER - lag] * expansion**lag for lag in range(ORDER, 0, -1)])
-        amplitude = float((expanded @ x[t + 1 : t + 1 + ORDER]).clamp(-1, 1))
-        predictions.append(math.copysign(math.log1p(255 * abs(amplitude)) / math.log(256) * 127.5, amplitude))
+        value = float((expanded @ x[t + 1 : t + 1 + ORDER]).clamp(-1, 1))
+        predictions.append(math.copysign(math.log1p(255 * abs(value)) / math.log(256) * 127.5, value))
         left = math.sqrt(max(0.0, power - float(coefficients @ cross)) / window)
-        errors.append(left / ((abs(amplitude) + 1 / 255) * math.log(256) * 2 / 255))
+        errors.append(left / ((abs(value) + 1 / 255) * math.log(256) * 2 / 255))
     return predictions, errors
 
 
@@ -76,10 +76,10 @@ def test_predictions_are_those_of_least_squares_over_the_whole_past(expansion: f
 
 @pytest.mark.parametrize("bits", [4, 8, 10])
 def test_amplitudes_are_mu_laws(bits: int) -> None:
-    amplitude = _amplitude(torch.arange(2**bits), 2**bits - 1)
-    torch.testing.assert_close(amplitude.float(), mu_law.decode(torch.arange(2**bits), bits), atol=1e-6, rtol=0)
+    amplitudes = amplitude(torch.arange(2**bits), 2**bits - 1)
+    torch.testing.assert_close(amplitudes.float(), mu_law.decode(torch.arange(2**bits), bits), atol=1e-6, rtol=0)
     model = BackwardPredictor(2**bits, LinearPredictionSettings(order=2, windows=[9], frame_length=4))
-    back, _ = model._to_tokens(amplitude, torch.zeros(2**bits, dtype=torch.float64))
+    back, _ = model._to_tokens(amplitudes, torch.zeros(2**bits, dtype=torch.float64))
     torch.testing.assert_close(back, torch.arange(2**bits).double() - (2**bits - 1) / 2, atol=1e-9, rtol=0)
 
 
@@ -168,7 +168,9 @@ def test_logits_of_distances_are_laid_out_by_token() -> None:
     model = part()
     hidden = torch.randn(1, 3, 5, dtype=torch.float64)
     # Tokens 2, 0 and 3 stand at 0.5, -1.5 and 1.5 from the middle of the scale.
-    got = model.logits(hidden, torch.tensor([[0.6, -1.9, 1.5]], dtype=torch.float64))
+    predicted = torch.tensor([[0.6, -1.9, 1.5]], dtype=torch.float64)
+    got = model.logits(hidden, torch.stack([predicted, torch.ones_like(predicted)], dim=-1))
+    assert model.output is not None
     distances = model.output(hidden)[0]
     for row, nearest in enumerate((2, 0, 3)):
         expected = [float(distances[row, token - nearest + 3].detach()) for token in range(4)]
@@ -179,12 +181,12 @@ def test_predictions_and_errors_are_told_to_the_network() -> None:
     model = part(256)
     tokens = speech_like()
     with torch.no_grad():
-        features, predicted, _ = model.predict(tokens, model.initial_state(2, "cpu"))
+        features, centre, _ = model.predict(tokens, model.initial_state(2, "cpu"))
         read = model.read(features)
     assert read.shape == (2, tokens.shape[1], 3)
     assert features.abs().max() < 6
-    plain = model.predictor(tokens, model.predictor.initial_state(2, "cpu"))[0]
-    torch.testing.assert_close(predicted, plain[..., 0])
+    plain, expected, _ = model.predictor(tokens, model.predictor.initial_state(2, "cpu"))
+    torch.testing.assert_close(centre, torch.stack([plain[..., 0], expected[..., 0]], dim=-1))
     # The third feature of an error is log(1 + |error|) / 3, of the token that was read and its prediction before.
     error = (tokens[:, 1:] - 127.5 - plain[:, :-1, 0]).abs().log1p() / 3
     assert any(torch.allclose(features[:, 1:, n], error) for n in range(features.shape[-1]))

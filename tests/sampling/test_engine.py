@@ -23,7 +23,7 @@ VOCABULARY, SILENCE = 16, 8
 PREDICTING = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
 
 
-@pytest.fixture(params=["compressive_transformer", "wavenet", "predicting_wavenet"])
+@pytest.fixture(params=["compressive_transformer", "wavenet", "predicting_wavenet", "predicting_mixture"])
 def model(request: pytest.FixtureRequest) -> TokenModel:
     torch.manual_seed(0)
     if request.param != "compressive_transformer":
@@ -33,7 +33,8 @@ def model(request: pytest.FixtureRequest) -> TokenModel:
             layers_per_stack=3,
             residual_channels=8,
             skip_channels=8,
-            linear_prediction=PREDICTING if request.param == "predicting_wavenet" else None,
+            linear_prediction=None if request.param == "wavenet" else PREDICTING,
+            output="mixture_of_logistics" if request.param == "predicting_mixture" else "softmax",
         )
     return CompressiveTransformer(
         vocabulary_size=VOCABULARY,
@@ -64,7 +65,7 @@ def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel
         # Padded to whole segments: causality makes what follows irrelevant.
         padded = torch.nn.functional.pad(past, (0, -past.shape[1] % 4))
         with torch.no_grad():
-            predictions = model(padded, model.initial_state(1)).logits[0].softmax(-1)
+            predictions = model.distribution(model(padded, model.initial_state(1)).logits[0]).softmax(-1)
         begin = len(prompt or [])
         assert got[lane].tolist() == draw(predictions[begin : begin + 21], uniforms).tolist()
 
@@ -103,7 +104,7 @@ def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
     assert torch.equal(got[0], got[1])
     past = torch.cat([torch.tensor([SILENCE]), got[0]])[:20]
     with torch.no_grad():
-        likeliest = model(past[None], model.initial_state(1)).logits[0].argmax(-1)
+        likeliest = model.distribution(model(past[None], model.initial_state(1)).logits[0]).argmax(-1)
     assert torch.equal(likeliest, got[0, :20])
 
 

@@ -1,6 +1,7 @@
 """Speculative samples are the model's own, whatever drafts them."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,12 @@ def wavenet(seed: int, *, vocabulary_size: int = VOCABULARY, predicting: bool = 
     return model
 
 
-def compressive_transformer() -> TokenModel:
+def compressive_transformer(**changes: Any) -> TokenModel:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 16, "segment_length": 8, "memory_length": 8}
     compressed = {"compressed_memory_length": 3, "compression_rate": 2}
     local = {"front_dilations": [1, 2], "short_convolution_width": 3, "linear_prediction": PREDICTING}
-    return CompressiveTransformer(vocabulary_size=VOCABULARY, **sizes, **compressed, **local)
+    return CompressiveTransformer(vocabulary_size=VOCABULARY, **sizes, **compressed, **local, **changes)
 
 
 def made(sampler: SpeculativeSampler, num_samples: int = 101, seed: int = 0, prompt: Tensor | None = None) -> Tensor:
@@ -65,6 +66,17 @@ def test_the_likeliest_path_is_the_models_whatever_was_drafted(
     assert alike.num_kept == alike.num_judged, "a draft that is the model itself is always right"
     # Rounds end at the ends of frames of 4 and of blocks; one token is drawn beside those that are kept.
     assert alike.num_rounds < 101 / min(num_drafted + 1, 4) + 8
+
+
+def test_a_mixture_may_be_drafted_for_and_draft() -> None:
+    mixture, softmax = compressive_transformer(output="mixture_of_logistics"), compressive_transformer()
+    greedy = Filters(temperature=0.0)
+    settings: dict[str, Any] = {"num_samples": 40, "start_token": SILENCE, "seed": 0, "filters": greedy}
+    for model, draft in ((mixture, softmax), (softmax, mixture), (mixture, mixture)):
+        expected = torch.cat(list(generate(model, num_waveforms=1, **settings)), dim=1)
+        sampler = SpeculativeSampler(model, draft, filters=greedy)
+        assert torch.equal(made(sampler, num_samples=40), expected)
+    assert sampler.num_kept == sampler.num_judged
 
 
 @pytest.mark.parametrize("cache_length", [16, 2])
