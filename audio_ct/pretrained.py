@@ -122,6 +122,9 @@ def with_memory_lengths(
         changes[name] = [length if each else 0 for each in trained] if isinstance(trained, list) else length
     if not changes:
         return pretrained
+    if changes.get("compressed_memory_length") == 0:
+        # Nothing leaves what is not there.
+        changes["twice_compressed_memory_length"] = 0
     if getattr(about, "learned_initial_memory", False):
         raise InputError(
             "model.learned_initial_memory=True was learned for its length; memories must stay as they are."

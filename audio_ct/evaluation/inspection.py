@@ -87,7 +87,7 @@ def inspect(
     Raises:
         InputError: if the model has no memory, the store is another, or recordings are too short.
     """
-    if not isinstance(model.model, MemoryModel):
+    if not isinstance(model.model, MemoryModel) or not any(shape.num_past for shape in model.model.memory_shapes):
         raise InputError(
             f"{model.label}: model.kind={model.recipe.model.kind!r} has no memory to inspect; name another."
         )

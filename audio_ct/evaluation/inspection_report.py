@@ -21,8 +21,9 @@ def markdown(found: dict[str, Any]) -> str:
         f"# {found['recipe']}: how memory is used",
         "",
         f"{found['checkpoint']}, {found['tokens']:,} {found['unit']}s of {found['recordings']} {found['split']} "
-        f"recordings of store {found['store']} ({found['store_digest'][:16]}), the first {found['cold_start_samples']:,} of each "
-        f"left out; audio-ct {found['version']}, commit {found['commit'] or 'unknown'}, {found['created']}.",
+        f"recordings of store {found['store']} ({found['store_digest'][:16]}), the first "
+        f"{found['cold_start_samples']:,} of each left out; audio-ct {found['version']}, commit "
+        f"{found['commit'] or 'unknown'}, {found['created']}.",
         "",
         f"## Bits per {found['unit']} with other memories than in training",
         "",

@@ -139,7 +139,7 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
     """
     recipes, descriptions = _read_recipes(folder, options.settings)
     names = list(recipes)
-    baseline = options.baseline or _default_baseline(recipes, folder)
+    baseline = options.baseline or _default_baseline(recipes, folder, options)
     faults = [
         f"{option}={name!r}: no such variant; {_nearest(name, names)}"
         for option, given in (("--baseline", [baseline]), ("--only", options.only or ()))
@@ -175,16 +175,12 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
     return Study(study, out, tuple(variants), tuple(runs), baseline, options)
 
 
-def _default_baseline(recipes: dict[str, Recipe], folder: Path) -> str:
-    """Return the name of the first variant that differs from the base in nothing, or else of the first."""
+def _default_baseline(recipes: dict[str, Recipe], folder: Path, options: StudyOptions) -> str:
+    """Return the name of the first variant to be run that differs from the base in nothing, or else of the first."""
+    names = [name for name in recipes if name in (options.only or recipes)] or list(recipes)
     base_path = folder / BASE_FILE
-    if base_path.is_file():
-        same = {key: recipes[next(iter(recipes))].model_dump()[key] for key in ("name", "seed")}
-        base = flat(parse_recipe(read_recipe(base_path)).model_dump() | same)
-        for name, recipe in recipes.items():
-            if flat(recipe.model_dump() | same) == base:
-                return name
-    return next(iter(recipes))
+    base = parse_recipe(read_recipe(base_path), options.settings) if base_path.is_file() else None
+    return next((name for name in names if recipes[name] == base), names[0])
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

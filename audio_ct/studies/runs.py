@@ -18,7 +18,8 @@ import joblib
 from audio_ct.durable import write_whole
 from audio_ct.errors import AudioCTError
 from audio_ct.evaluation.comparison import learning_curve
-from audio_ct.studies.plan import Run, StudyOptions
+from audio_ct.recipe import flat, parse_recipe
+from audio_ct.studies.plan import BUDGET, Run, StudyOptions
 from audio_ct.training import checkpoint
 from audio_ct.training.loop import refuse_other_recipe
 from audio_ct.training.tracking import METRICS_FILE
@@ -78,25 +79,27 @@ def outcome(run: Run, options: StudyOptions) -> Outcome:
 
 
 def refusals(run: Run, store_digest: str) -> list[str]:
-    """Return why a run that stands is not one of its recipe and store, if it is not, by train's own rule."""
+    """Return why a run that stands is not one of its recipe, budget and store, if it is not."""
     newest = _newest_checkpoint(run)
     if newest is None:
         return []
     try:
-        refuse_other_recipe(run.recipe, newest, (newest / checkpoint.RECIPE_FILE).read_text(encoding="utf-8"))
+        text = (newest / checkpoint.RECIPE_FILE).read_text(encoding="utf-8")
+        refuse_other_recipe(run.recipe, newest, text)
         manifest = checkpoint.read_manifest(newest, verify=False)
+        before, now = (flat(each.model_dump()) for each in (parse_recipe(text, name=str(newest)), run.recipe))
     except AudioCTError as error:
         return [f"{run.name}: {line}" for line in str(error).splitlines()]
     if manifest.store_digest != store_digest:
         return [
             f"{run.name}: {newest} was trained on another corpus than is in corpus.store now; choose another --out."
         ]
-    if manifest.step > run.recipe.training.num_steps:
-        return [
-            f"{run.name}: training.max_tokens={run.recipe.training.max_tokens} is less than {newest} was trained on, "
-            f"{manifest.tokens}; choose another --out."
-        ]
-    return []
+    # A run that is resumed may be longer; in a study its learning rate would rise again where it had decayed.
+    return [
+        f"{run.name}: {key}={now.get(key)!r} was {before.get(key)!r} in {newest}; choose another --out."
+        for key in BUDGET
+        if before.get(key) != now.get(key)
+    ]
 
 
 def carry_out(run: Run, options: StudyOptions, stop: Stop, lock: IO[bytes]) -> Outcome:

@@ -248,7 +248,7 @@ def test_a_learned_initial_memory_keeps_its_length(runs: Path) -> None:
 def test_what_cannot_be_inspected_is_one_line(
     runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("inspect", runs / arguments[0], "--out", runs / "none", *arguments[1:]) == 2
+    assert run("inspect", runs / arguments[0], "--out", runs / "nowhere", *arguments[1:]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
