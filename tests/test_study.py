@@ -318,7 +318,7 @@ def soon(what: Callable[[], bool]) -> None:
 
 
 def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_there(folder: Path) -> None:
-    out, reached = folder.parent / "out", (*SHORT.settings, "training.max_tokens=51200")
+    out, reached = folder.parent / "out", (*SHORT.settings, "training.max_tokens=12800")
     log = out / "rate-2/seed-0.log"
 
     def interrupt() -> None:
@@ -337,10 +337,10 @@ def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_th
     assert "wavenet, seed 0: stopped" in table
     assert not (out / "wavenet").exists(), "nothing is begun after a signal"
 
-    assert step < 400
+    assert step < 100
     is_complete, summary, _ = quietly(folder, only=("rate-2",), settings=reached)
     assert is_complete
-    assert summary["variants"][0]["runs"][0]["step"] == 400
+    assert summary["variants"][0]["runs"][0]["step"] == 100
     assert f"at step {step}\n" in log.read_text(), "resumed, not begun again"
 
 
