@@ -123,9 +123,10 @@ class MemoryAttention(nn.Module, ABC):
         values.index_copy_(2, slots, v_BGTD.to(values.dtype))
         q_BHTE = self.queries(x, rotation)
         content_BHTD, position_BHTR = q_BHTE[..., : self.d_head], q_BHTE[..., self.d_head :]
-        positions_BHTS = hidden.to(x.dtype).expand(*q_BHTE.shape[:3], -1)
         if position_BHTR.shape[-1]:
-            positions_BHTS = position_BHTR @ sinusoids.to(x.dtype) + positions_BHTS
+            positions_BHTS = position_BHTR @ sinusoids.to(x.dtype) + hidden.to(x.dtype)
+        else:
+            positions_BHTS = hidden.to(x.dtype).expand(*q_BHTE.shape[:3], -1)
         # The caches' type is converted within the product with one sample; with several it would make a copy of them.
         at_once = 1 if keys.dtype != x.dtype else x.shape[1]
         outs, weights = [], []
