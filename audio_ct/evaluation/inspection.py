@@ -205,17 +205,17 @@ class _Reader:
                 lengths[kind] = max(lengths[kind], length)
         kinds = [kind for kind in MEMORY_NAMES if lengths[kind]]
         # What is learned for a length must keep it.
-        for kind in [] if getattr(model.recipe.model, "learned_initial_memory", False) else kinds:
-            if kind not in RECIPE_LENGTHS:
-                continue
+        is_fixed = getattr(model.recipe.model, "learned_initial_memory", False)
+        of_any_length = [] if is_fixed else [kind for kind in kinds if kind in RECIPE_LENGTHS]
+        for kind in of_any_length:
             for length in dict.fromkeys(round(share * lengths[kind]) for share in LENGTHS):
                 if kind == "memory" and length < _shortest_memory(model):
                     continue
                 changed = with_memory_lengths(model, **{f"{kind}_length": length})
                 how = "cut" if length < lengths[kind] else "grown"
                 yield f"{kind} {how} to {length}", self.score(changed)
-        if len(kinds) > 1 and not getattr(model.recipe.model, "learned_initial_memory", False):
-            changed = with_memory_lengths(model, **{f"{kind}_length": 0 for kind in kinds if kind in RECIPE_LENGTHS})
+        if len(kinds) > 1 and of_any_length:
+            changed = with_memory_lengths(model, **{f"{kind}_length": 0 for kind in of_any_length})
             yield ALL_CUT, self.score(changed)
         for kind in kinds:
             yield f"{kind} zeroed", self.score(model, zeroed(model.model, kind))

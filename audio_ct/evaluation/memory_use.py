@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +71,8 @@ def look_at_attention(
     shapes, length = model.memory_shapes, model.segment_length
     warm_up = max((int(shape.filled_after().max()) for shape in shapes if shape.num_past), default=0)
     longest = sorted(recordings, key=lambda recording: -recording.length)
-    lanes = [each for each in longest[:8] if 2 * each.length >= longest[0].length > (warm_up + 1) * length]
-    lanes = [each for each in lanes if each.length > (warm_up + 1) * length] or longest[:1]
+    shortest = max(longest[0].length / 2, (warm_up + 1) * length + 1)
+    lanes = [each for each in longest[:8] if each.length >= shortest] or longest[:1]
     num_segments = min(lanes[-1].length // length, warm_up + max_segments)
     if num_segments <= warm_up:
         raise ValueError(
@@ -147,27 +148,10 @@ def bits_of_samples(
     store: TokenStore,
     split: str,
     recordings: tuple[Recording, ...],
-    *,
-    start_token: int,
-    device: torch.device,
-    precision: torch.dtype,
-    batch_size: int,
-    window_length: int,
-    alter: Callable[[State], State] | None = None,
+    **reading: Any,
 ) -> list[np.ndarray]:
     """Return what every sample of every recording costs in bits, [length] float32 each; see `scored_windows`."""
     bits = [np.zeros(recording.length, dtype=np.float32) for recording in recordings]
-    for window in scored_windows(
-        model,
-        store,
-        split,
-        recordings,
-        start_token=start_token,
-        batch_size=batch_size,
-        window_length=window_length,
-        device=device,
-        precision=precision,
-        alter=alter,
-    ):
+    for window in scored_windows(model, store, split, recordings, **reading):
         bits[window.recording][window.start : window.start + len(window.bits)] = window.bits
     return bits
