@@ -30,12 +30,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# What a CPU can show of speed and memory, beside the peers, into benchmarks/results/latest.json: under 15 minutes on 2
-# cores.
+# Speed and memory on a CPU, beside the peers, into benchmarks/results/latest.json: under 15 minutes on 2 cores.
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.run
 
-# The same with what a GPU can show, which comes first: under 9 minutes.
+# The same after the GPU's part: under 9 minutes.
 bench-gpu: $(PEERS)
 	$(BIN)/python -m benchmarks.run --gpu --minutes 7
 

@@ -1,4 +1,4 @@
-"""Where results come from: the version and commit of the code that made them."""
+"""The origin of results: the commit of the code that made them."""
 
 import subprocess
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @cache
 def commit() -> str | None:
-    """Return the commit this code was run from, with "-dirty" after changes, or None for an installed package."""
+    """The commit that this code is run from, with "-dirty" after changes, or None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,14 +1,14 @@
-r"""Which attention kernel is the fastest here: forward and backward of one layer's products, by kernel and type.
+r"""Speed of attention by kernel and precision: forward and backward of one layer's products.
 
     python -m benchmarks.attention                              # recipes/small
     python -m benchmarks.attention --batch-size 4 --set model.d_model=256 model.num_heads=8 model.segment_length=256 \
         model.memory_length=256 model.compressed_memory_length=256 training.window_length=256
     python -m benchmarks.attention --recipe recipes/paper/compressive_transformer.yaml --batch-size 16      # on a GPU
 
-`plain` and `fused` are what a recipe can choose (model.attention_kernel); `auto` is fused on a GPU, and on a CPU plain
-up to a size. Behind `fused` torch chooses among its own kernels, which are measured one by one as well, and so is
-FlexAttention. What cannot run here says so. All in turns, medians; `share` is of the matrix products' ceiling, counting
-two products forward and four backward over the keys that a query sees.
+A recipe chooses `plain` or `fused` (model.attention_kernel); `auto` is fused on a GPU, and on a CPU plain up to a size.
+Behind `fused` torch chooses among its own kernels, which are measured one by one as well, and so is FlexAttention. The
+note of a kernel that cannot run here has the reason. All in turns, medians; `share` is of the matrix products' ceiling,
+counting two products forward and four backward over the keys that a query sees.
 """
 
 import argparse
@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from audio_ct.models.attention import Causality, dot_product_attention
-from audio_ct.recipe import TransformerXLRecipe, load_recipe
+from audio_ct.models.attention import dot_product_attention
+from audio_ct.models.positions import Causality
+from audio_ct.models.settings import CompressiveTransformerSettings, TransformerXLSettings
+from audio_ct.recipe import load_recipe
 from benchmarks import measure
 from benchmarks.measure import Build, Row
 
@@ -55,7 +57,7 @@ class Products:
 
 
 def of_torch(backend: SDPBackend, causality: Causality, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention by one of torch's kernels, which then may not choose another."""
+    """Attend by one of torch's kernels, which then may not choose another."""
     with sdpa_kernel(backend):
         return dot_product_attention(q, k, v, causality=causality, kernel="fused")
 
@@ -77,13 +79,18 @@ def flex(num_queries: int, num_keys: int, device: str) -> Attention:
 
 
 def measure_kernels(
-    model: TransformerXLRecipe, device: torch.device, ceilings: Row, *, batch_size: int, repeats: int
+    model: CompressiveTransformerSettings | TransformerXLSettings,
+    device: torch.device,
+    ceilings: Row,
+    *,
+    batch_size: int,
+    repeats: int,
 ) -> Row:
-    """Return the time of every kernel in every type, and which is the fastest in each."""
-    past = model.memory_length + getattr(model, "compressed_memory_length", 0)
+    """Return the time of every kernel in every precision, and the fastest kernel of each precision."""
+    past = model.memory_length + model.compressed_memory_length
     num_queries, num_keys = model.segment_length, past + model.segment_length
-    d_head = model.d_model // model.num_heads
-    wide = 2 * d_head + d_head % 2
+    d_head = model.d_head
+    wide = d_head + model.num_sinusoids
     lead = (batch_size, model.num_heads)
     shapes = {"q": (*lead, num_queries, wide), "k": (*lead, num_keys, wide), "v": (*lead, num_keys, d_head)}
     causality = Causality(num_queries, num_keys)
@@ -97,12 +104,12 @@ def measure_kernels(
     def build(kernel: str, dtype: torch.dtype) -> Products:
         return Products(kernels[kernel](), shapes, dtype, device.type)
 
-    # What is hidden is not counted.
+    # Hidden keys are not counted.
     seen = past + (num_queries + 1) / 2
     flops = 3 * 2 * batch_size * model.num_heads * num_queries * seen * (wide + d_head)
     rows: list[Row] = []
     fastest: dict[str, str] = {}
-    for precision in ("bfloat16", "float32"):
+    for precision in measure.precisions(device):
         dtype = getattr(torch, precision)
         builds: dict[str, Build] = {kernel: partial(build, kernel, dtype) for kernel in kernels}
         may_fail = [kernel for kernel in kernels if kernel not in ("plain", "fused")]
@@ -133,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.add_common(parser, "attention")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.set)
-    if not isinstance(recipe.model, TransformerXLRecipe):
+    if not isinstance(recipe.model, CompressiveTransformerSettings | TransformerXLSettings):
         parser.error(f"--recipe {options.recipe}: a {recipe.model.kind} has no attention")
     device = torch.device(options.device)
     result: Row = {"benchmark": "attention", "machine": measure.machine(device), "ceilings": measure.ceilings(device)}

@@ -1,4 +1,4 @@
-r"""What is learned from the same tokens: ours beside the public compressive-transformer-pytorch, seed by seed.
+r"""Learning from the same tokens: ours beside the public compressive-transformer-pytorch, seed by seed.
 
     OMP_NUM_THREADS=1 python -m benchmarks.learning --store stores/speech --device cpu \
       --out benchmarks/results/2026-11-24-learning-cpu.json
@@ -7,18 +7,18 @@ r"""What is learned from the same tokens: ours beside the public compressive-tra
 Everything but the method is the same: layers, width, heads, feed-forward, segment, both memories and the rate; float32;
 AdamW, its rate, warm-up and linear decay, the task's gradient and the compression's each clipped by its own norm; and
 the tokens, which all models of a seed read window by window in turns, so that their speeds compare too. Ours is the
-plain model, pre-norm like the package, with no front, short convolution or linear prediction. The rows:
+plain model, pre-norm like the package, with no front and no linear prediction. The rows:
 
     ours
     compressive-transformer-pytorch           its network as it ships, but without gated residuals (see `peers`)
     compressive-transformer-pytorch, thawed   the same, its key and value weights set to learn again before every
-                                              backward pass: what their freezing at the first compression costs
+                                              backward pass, for the cost of their freezing at the first compression
 
 The package's memories begin with no entries and grow, all lanes alike: a lane cannot be reset by itself. So no lane is
 reset here, not even where recordings meet: memories are carried over the whole of training, and once more, from empty
-ones, over contiguous lanes of the validation split. What is read there before they are full is scored apart, since the
-package gives a distance another learned position for every length that the memories have had (docs/notation.md), and
-has been trained on the full one. So bits here are not those of `audio-ct evaluate`, which begins anew with every
+ones, over contiguous lanes of the validation split. Windows before they are full are scored apart, since the package
+gives a distance another learned position for every length that the memories have had (docs/notation.md), and has been
+trained on the full one. So bits here are not those of `audio-ct evaluate`, which begins anew with every
 recording.
 """
 
@@ -37,9 +37,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.interface import num_parameters
-from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, build_model
-from audio_ct.studies.seeds import Mean, mean_over_seeds, paired_difference
+from audio_ct.models.build import build_model
+from audio_ct.models.compressive_transformer import CompressiveLayer
+from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.models.token_model import num_parameters
+from audio_ct.recipe import Recipe
+from audio_ct.studies.seeds import difference_over_seeds, mean_over_seeds
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams, Window
 from audio_ct.training.optimizer import learning_rate, make_optimizer
@@ -58,7 +61,7 @@ SIZES = {
     **{"compressed_memory_length": 128, "compression_rate": 4},
 }
 VALIDATION_LANES = 16
-# What is measured for each seed, and how its column is called.
+# Headings of the figures of each seed.
 FIGURES = {
     "training_bits": "training bits",
     "validation_bits": "validation bits",
@@ -73,7 +76,7 @@ class Learner(ABC):
     Args:
         recipe: sizes and optimiser.
         vocabulary_size: number of token values.
-        device: where to train.
+        device: that trains.
 
     Attributes:
         network: the model.
@@ -87,7 +90,7 @@ class Learner(ABC):
         self.seconds = 0.0
         self._recipe, self._device = recipe, device
         self._optimizer = make_optimizer(self.network, recipe.optimizer)
-        # The package leaves weights out of `requires_grad` later: what is clipped is listed before.
+        # The package takes weights out of `requires_grad` later: parameters to be clipped are listed before.
         apart = {id(parameter) for parameter in self.compression_parameters()}
         self._task_parameters = [each for each in self.network.parameters() if id(each) not in apart]
         self._weights_then: list[Tensor] = []
@@ -111,7 +114,7 @@ class Learner(ABC):
 
     @abstractmethod
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return what learns from the loss of the compression alone."""
+        """Return the parameters that learn from the loss of the compression alone."""
 
     def train(self, window: Window, step: int) -> None:
         """Train on one window of every lane."""
@@ -135,7 +138,7 @@ class Learner(ABC):
             self._weights_then = [weight.detach().clone() for weight in self.key_value_weights()]
 
     def key_value_change(self) -> float:
-        """Return how far the key and value weights are from where they were after the first compression's update.
+        """Return the change of the key and value weights since the first compression's update.
 
         The norm of the difference over the norm of the weights then, all layers together.
         """
@@ -177,10 +180,11 @@ class Ours(Learner):
 
     def key_value_weights(self) -> list[Tensor]:
         """Return the weights of every layer's keys and values."""
-        return [layer.attention.key_value.weight for layer in self.network.layers]
+        layers = [module for module in self.network.modules() if isinstance(module, CompressiveLayer)]
+        return [layer.attention.key_value.weight for layer in layers]
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return what learns from the loss of the compression alone."""
+        """Return the parameters that learn from the loss of the compression alone."""
         return self.network.auxiliary_parameters()
 
 
@@ -205,7 +209,7 @@ class Public(Learner):
         return [layer.fn.fn.to_kv.weight for layer in self.network.attn_layers]
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return what learns from the loss of the compression alone."""
+        """Return the parameters that learn from the loss of the compression alone."""
         return [each for layer in self.network.attn_layers for each in layer.fn.fn.compress_mem_fn.parameters()]
 
 
@@ -223,9 +227,8 @@ class Thawed(Public):
 LEARNERS: dict[str, type[Learner]] = {OURS: Ours, PUBLIC: Public, THAWED: Thawed}
 
 
-def first_compression(model: CompressiveTransformerRecipe) -> int:
+def first_compression(model: CompressiveTransformerSettings) -> int:
     """Return the window, counted from 0, in which something leaves memory for the first time."""
-    assert isinstance(model.memory_length, int)
     return model.memory_length // model.segment_length
 
 
@@ -254,23 +257,19 @@ def compare_learning(
     """Train the models on the same tokens in turns, print a table, and return it with the figures of each seed.
 
     Args:
-        kinds: which of MODELS; a package that cannot be imported says so in its note.
+        kinds: of MODELS; a package that cannot be imported has a note of why.
         recipe: sizes and budget.
-        store: where tokens come from.
-        device: where to train.
+        store: of the tokens.
+        device: that trains.
         seeds: of initialisation and the order of recordings.
-        validation_tokens: how many to score at most, those before memories are full included.
+        validation_tokens: most tokens to score, those before memories are full included.
 
     Raises:
         InputError: if a split has too few tokens for its lanes, or training ends before the first compression.
     """
     model, training = recipe.model, recipe.training
-    assert isinstance(model, CompressiveTransformerRecipe)
-    reading: Any = {
-        "window_length": model.segment_length,
-        "reset_every_windows": 0,
-        "start_token": store.start_token,
-    }
+    assert isinstance(model, CompressiveTransformerSettings)
+    reading: Any = {"window_length": model.segment_length, "reset_every_windows": 0}
     validation = Streams(store, "validation", num_lanes=VALIDATION_LANES, seed=0, **reading)
     wanted = math.ceil(validation_tokens / (VALIDATION_LANES * model.segment_length))
     num_windows = min(validation.windows_per_epoch, max(wanted, peers.segments_to_fill(model) + 1))
@@ -313,20 +312,20 @@ def compare_learning(
         row["seeds"] = found[kind]
         if seconds[kind]:
             row["tokens_per_second"] = len(seeds) * training.num_steps * training.tokens_per_step / seconds[kind]
-        for key in FIGURES:
-            row[key] = _as_row(mean_over_seeds(list(found[kind][key].values())))
-            row[f"{key}_text"] = _text(row[key])
+        means = {key: mean_over_seeds(list(found[kind][key].values())) for key in FIGURES}
         if kind != OURS and OURS in kinds:
-            apart = paired_difference(found[kind]["validation_bits"], found[OURS]["validation_bits"])
-            row["validation_bits_over_ours"] = _as_row(apart)
-            row["over_ours_text"] = _text(row["validation_bits_over_ours"])
+            bits, our_bits = (found[each]["validation_bits"] for each in (kind, OURS))
+            means["validation_bits_over_ours"] = difference_over_seeds(bits, our_bits)
+        for key, mean in means.items():
+            row[key] = mean and {"value": mean.value, "half_width": mean.half_width}
+            row[f"{key}_text"] = mean and f"{mean:.4f}"
     tokens = training.num_steps * training.tokens_per_step
     measure.show(
         f"Learning from the same {tokens:,} tokens: mean of {len(seeds)} seeds ± 95 %",
         list(rows.values()),
         {"name": "model", "parameters": "parameters", "tokens_per_second": "tokens/s"}
         | {f"{key}_text": heading for key, heading in FIGURES.items()}
-        | {"over_ours_text": "validation over ours"},
+        | {"validation_bits_over_ours_text": "validation over ours"},
     )
     return {
         "rows": [{k: v for k, v in row.items() if not k.endswith("_text")} for row in rows.values()],
@@ -337,16 +336,6 @@ def compare_learning(
         "recipe": recipe.model_dump(),
         "bars": [],
     }
-
-
-def _as_row(mean: Mean | None) -> Row | None:
-    return None if mean is None else {"value": mean.value, "half_width": mean.half_width}
-
-
-def _text(mean: Row | None) -> str | None:
-    if mean is None:
-        return None
-    return f"{mean['value']:.4f}" + ("" if mean["half_width"] is None else f" ± {mean['half_width']:.4f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -371,7 +360,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optimizer__warmup_steps=options.warmup_steps,
         optimizer__decay="linear",
         training__max_tokens=options.tokens,
-        training__precision="float32",
         training__reset_every_windows=0,
     )
     result: Row = {"benchmark": "learning", "machine": measure.machine(device)}

@@ -1,4 +1,4 @@
-"""What all benchmarks share: which machine, how time is taken, which ceilings, and how results are shown and kept.
+"""The common part of all benchmarks: machine, timing, ceilings, tables and JSON.
 
 Machines are noisy, so whatever is to be compared is timed in turns, A B A B, and only ratios within one run count.
 """
@@ -24,16 +24,17 @@ import torch
 from audio_ct import __version__
 from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
+from audio_ct.training.run import emulates_bfloat16
 
 RESULTS = Path("benchmarks/results")
 
 Row = dict[str, Any]
 Build = Callable[[], Callable[[], object]]
-"""Makes something ready to be timed; what it makes is called once for each piece of work."""
+"""Makes a subject ready to be timed; the subject is called once for each piece of work."""
 
 
 def machine(device: torch.device) -> Row:
-    """Return what the figures depend on besides the code's options."""
+    """Describe the machine, on which figures depend besides the code's options."""
     is_gpu = device.type == "cuda"
     return {
         "processor": _processor(),
@@ -70,12 +71,12 @@ def synchronise(device: torch.device) -> None:
 
 @dataclass
 class Timing:
-    """What timing something in turns gave.
+    """The timing of one subject among others in turns.
 
     Attributes:
-        subject: what was timed; None if it failed.
+        subject: the callable; None if it failed.
         seconds: of each repeat, for one call.
-        failure: why there are no seconds, in words.
+        failure: the reason in words why there are no seconds.
     """
 
     subject: Any = None
@@ -84,7 +85,7 @@ class Timing:
 
     @property
     def median_seconds(self) -> float | None:
-        """Return the median over the repeats, None if it failed."""
+        """The median over the repeats, None if the subject failed."""
         return None if self.failure else statistics.median(self.seconds)
 
 
@@ -97,16 +98,16 @@ def time_in_turns(
     may_fail: Collection[str] = (),
     device: torch.device = torch.device("cpu"),  # noqa: B008 - never changed
 ) -> dict[str, Timing]:
-    """Build everything, then time one after the other, again and again; return the timing of each by name.
+    """Build all subjects, then time one after the other, again and again; return their timings by name.
 
     Args:
-        builds: what to time, by name.
-        repeats: how often each is timed.
-        warm_up: calls of each before that, not timed.
-        calls: of each subject in one timing. On a GPU one more, not timed, goes ahead of every timing, since another
+        builds: of the subjects, by name.
+        repeats: timings of each subject.
+        warm_up: calls of each subject before that, not timed.
+        calls: of the subject in one timing. On a GPU one more, not timed, goes ahead of every timing, since another
             subject may have had the memory in between.
         may_fail: names whose errors are kept as words; those of the others are raised.
-        device: where the work is done.
+        device: that does the work.
     """
     timings = {name: Timing() for name in builds}
     for name, build in builds.items():
@@ -145,27 +146,32 @@ def in_words(error: Exception) -> str:
 
 
 def ceilings(device: torch.device, *, matmul_sizes: Sequence[int] = (), copied_bytes: int = 0) -> Row:
-    """Return what the device reaches at best: FLOP/s of matrix products by type, and bytes/s of copying memory.
+    """Measure the most that a device reaches: FLOP/s of matrix products by precision, bytes/s of copying memory.
 
     Args:
-        device: what is measured.
+        device: that is measured.
         matmul_sizes: rows of the square matrices, the best counts; by default 1024 and 2048, on a GPU 4096 and 8192.
-        copied_bytes: size of what is copied; by default 256 MiB, on a GPU 1 GiB. Each byte is read and written.
+        copied_bytes: size of the copy; by default 256 MiB, on a GPU 1 GiB. Each byte is read and written.
     """
     is_gpu = device.type == "cuda"
     matmul_sizes = matmul_sizes or ((4096, 8192) if is_gpu else (1024, 2048))
     copied_bytes = copied_bytes or (1 << 30 if is_gpu else 256 << 20)
     result: Row = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        best = 0.0
+    for precision in precisions(device):
+        best, dtype = 0.0, getattr(torch, precision)
         for size in matmul_sizes:
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             best = max(best, 2 * size**3 / _least_seconds(partial(torch.matmul, a, b), device))
-        result[f"{str(dtype).removeprefix('torch.')}_flops_per_second"] = best
+        result[f"{precision}_flops_per_second"] = best
     source = torch.ones(copied_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     result["copy_bytes_per_second"] = 2 * copied_bytes / _least_seconds(partial(target.copy_, source), device)
     return result
+
+
+def precisions(device: torch.device) -> list[str]:
+    """Return the precisions that a device computes in, the fastest first; emulated ones are not worth a figure."""
+    return ["float32"] if device.type == "cpu" and emulates_bfloat16() else ["bfloat16", "float32"]
 
 
 def _least_seconds(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
@@ -180,11 +186,11 @@ def _least_seconds(work: Callable[[], object], device: torch.device, repeats: in
 
 
 def show(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
-    """Print rows as a table, and below it what their notes say.
+    """Print rows as a table, and their notes below it.
 
     Args:
-        title: what the table is about.
-        rows: one dictionary each; what a row lacks is shown as "-".
+        title: of the table.
+        rows: values by key; a missing one is shown as "-".
         columns: heading by key, in order; the first is aligned left.
     """
     cells = [list(columns.values()), *([_text(row.get(key)) for key in columns] for row in rows)]

@@ -1,4 +1,4 @@
-"""Memory: whether training grows over a thousand windows, and on a GPU what a step takes at most.
+"""Memory: growth of training over a thousand windows, and on a GPU the most that a step takes.
 
     python -m benchmarks.memory --windows 1000
     python -m benchmarks.memory --recipes recipes/paper             # on a GPU
@@ -8,7 +8,6 @@ is the difference of two medians: of the last tenth of the windows, and of the s
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import psutil
 import torch
 
 from audio_ct.recipe import Recipe, load_recipe
-from audio_ct.training.tracking import METRICS_FILE
+from audio_ct.record import read_record
 from benchmarks import measure
 from benchmarks.bars import judge
 from benchmarks.measure import Row
@@ -36,11 +35,10 @@ TINY = [
     *("training.batch_size=4", "training.window_length=128", "training.reset_every_windows=16"),
 ]
 POLL_SECONDS = 0.02
-COMMAND = "import sys; sys.argv[0] = 'audio-ct'; from audio_ct.cli import main; main()"
 
 
 def watch_training(recipe: Recipe, *, windows: int) -> Row:
-    """Return how the resident memory of `audio-ct train` went over so many windows, and the bar."""
+    """Return the growth of `audio-ct train` in resident memory over so many windows, and the bar."""
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source, store, run = (Path(temporary, name) for name in ("recordings", "store", "run"))
         make_recordings(source, minutes=1, seconds_each=3, rate_hz=24_000)
@@ -57,10 +55,10 @@ def watch_training(recipe: Recipe, *, windows: int) -> Row:
         )
         path = Path(temporary, "recipe.yaml")
         path.write_text(recipe.to_yaml(), encoding="utf-8")
-        seen = watch([sys.executable, "-c", COMMAND, "train", str(path), "--run-dir", str(run)], Path(temporary))
-        lines = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    # The last line's time ends the last window: what validation and checkpoint take afterwards is not growth.
-    ends = [line["time"] for line in map(json.loads, lines) if "gradient_norm" in line]
+        command = [sys.executable, "-m", "audio_ct", "train", str(path), "--run-dir", str(run)]
+        seen = watch(command, Path(temporary))
+        # The last line's time ends the last window: what validation and checkpoint take afterwards is not growth.
+        ends = [line["time"] for line in read_record(run) if "gradient_norm" in line]
     spans = {"early": (len(ends) // 10, len(ends) // 5), "late": (len(ends) - 1 - len(ends) // 10, len(ends) - 1)}
     early, late = (
         statistics.median(size for moment, size in seen if ends[begin] <= moment <= ends[end])
@@ -98,7 +96,7 @@ def watch(command: Sequence[str], folder: Path) -> list[tuple[float, int]]:
 
 
 def gpu_peaks(recipes: Sequence[Recipe], device: torch.device, *, steps: int) -> Row:
-    """Return what training takes of a GPU's memory at most, and how much more is allocated after so many steps."""
+    """Return the peak of a GPU's memory in training, and the growth of what is allocated over so many steps."""
     rows = []
     for recipe in recipes:
         torch.compiler.reset()

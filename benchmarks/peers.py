@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audio_ct.models.interface import num_parameters
-from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, WaveNetRecipe
+from audio_ct.models.settings import CompressiveTransformerSettings, WaveNetSettings
+from audio_ct.models.token_model import num_parameters
+from audio_ct.recipe import Recipe
 from audio_ct.training.optimizer import make_optimizer
 
 COMPRESSIVE_TRANSFORMER = "compressive-transformer-pytorch"
 WAVENET = "wavenet-vocoder"
-PRECISIONS = ("float32", "bfloat16")
 # Segments in one call of the public package's training loss, which carries memory from each to the next.
 SEGMENTS_PER_CALL = 500
 
@@ -42,13 +42,13 @@ def load(package: str) -> ModuleType:
         raise PeerError(f"{package} cannot be imported ({error}); `make bench-peers` installs it.") from error
 
 
-def segments_to_fill(model: CompressiveTransformerRecipe) -> int:
-    """Return after how many segments all memories of the public package are full."""
+def segments_to_fill(model: CompressiveTransformerSettings) -> int:
+    """Return the number of segments after which all memories of the public package are full."""
     past = model.memory_length + model.compressed_memory_length * model.compression_rate
     return math.ceil(past / model.segment_length)
 
 
-def compressive_transformer(model: CompressiveTransformerRecipe, vocabulary_size: int) -> nn.Module:
+def compressive_transformer(model: CompressiveTransformerSettings, vocabulary_size: int) -> nn.Module:
     """Return the public Compressive Transformer in its autoregressive wrapper, at the size of our plain model.
 
     Its gated residuals, which would nearly double its parameters, are switched off.
@@ -56,8 +56,8 @@ def compressive_transformer(model: CompressiveTransformerRecipe, vocabulary_size
     Raises:
         PeerError: if there is no such model of it.
     """
-    if model.front_dilations or model.short_convolution_width or model.linear_prediction:
-        raise PeerError(f"{COMPRESSIVE_TRANSFORMER} has no front, short convolution or linear prediction.")
+    if model.front_dilations or model.linear_prediction:
+        raise PeerError(f"{COMPRESSIVE_TRANSFORMER} has no front and no linear prediction.")
     if model.d_ff != 4 * model.d_model:
         raise PeerError(f"{COMPRESSIVE_TRANSFORMER} has d_ff = 4 d_model only; the recipe has {model.d_ff}.")
     package = load(COMPRESSIVE_TRANSFORMER)
@@ -75,7 +75,7 @@ def compressive_transformer(model: CompressiveTransformerRecipe, vocabulary_size
     return package.AutoregressiveWrapper(network)
 
 
-def wavenet(model: WaveNetRecipe, vocabulary_size: int) -> Any:
+def wavenet(model: WaveNetSettings, vocabulary_size: int) -> Any:
     """Return the public WaveNet at the size of ours, without dropout."""
     return load(WAVENET).WaveNet(
         out_channels=vocabulary_size,
@@ -94,7 +94,7 @@ class PeerTraining(ABC):
 
     Args:
         recipe: ours, of the same size.
-        device: where to train.
+        device: that it trains on.
         precision: "float32", which the peers are written for, or "bfloat16" by autocast.
         vocabulary_size: number of token values.
     """
@@ -134,7 +134,7 @@ class CompressiveTransformerTraining(PeerTraining):
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, precision: str, vocabulary_size: int) -> None:
-        assert isinstance(recipe.model, CompressiveTransformerRecipe)
+        assert isinstance(recipe.model, CompressiveTransformerSettings)
         if recipe.training.window_length != recipe.model.segment_length:
             raise PeerError(f"{COMPRESSIVE_TRANSFORMER} is measured with a window of one segment only.")
         super().__init__(recipe, device, precision, vocabulary_size)
@@ -165,7 +165,7 @@ class CompressiveTransformerTraining(PeerTraining):
         torch.cuda.empty_cache()
 
     def _fits(self, num_segments: int) -> bool:
-        """Train on segments of every lane and return whether the device's memory sufficed."""
+        """Train on segments of every lane; False if the device's memory did not suffice."""
         try:
             for _ in range(num_segments):
                 for _ in range(math.ceil(self.batch_size / self.part_size)):
@@ -213,7 +213,7 @@ class WaveNetTraining(PeerTraining):
 class CompressiveTransformerSampling:
     """One waveform of the public Compressive Transformer by its own generate(), from a prompt of so many tokens.
 
-    After a prompt of more than a segment that function drops what it made, but only when all has been made.
+    After a prompt of more than a segment that function drops its samples, but only when all have been made.
     """
 
     def __init__(self, model: nn.Module, *, prompt_length: int, num_samples: int, device: torch.device) -> None:
@@ -233,7 +233,7 @@ class WaveNetSampling:
 
     def __init__(self, recipe: Recipe, *, num_samples: int, device: torch.device, vocabulary_size: int) -> None:
         torch.manual_seed(0)
-        assert isinstance(recipe.model, WaveNetRecipe)
+        assert isinstance(recipe.model, WaveNetSettings)
         self.model: Any = wavenet(recipe.model, vocabulary_size).to(device).eval()
         self.parameters = num_parameters(self.model)
         self.model.make_generation_fast_()

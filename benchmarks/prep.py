@@ -5,7 +5,7 @@
 The recordings are made here, the same ones every time: noise with a voice's spectrum, syllables and pauses. Worker
 processes are started before time is taken, as they are after the first moments of a real corpus. FLAC decoding and
 resampling alone are timed beside it: the whole cannot be faster than they are one after the other. Then training
-windows are read from the store that was made: what a training step must not wait for.
+windows are read from the store that was made, since a training step must not wait for them.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import soundfile
 import soxr
 import torch
 
-from audio_ct.audio.mu_law import silence_token
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from benchmarks import measure
@@ -39,7 +38,7 @@ COLUMNS = {
 
 
 def make_recordings(folder: Path, *, minutes: float, seconds_each: float = 12.0, rate_hz: int = SOURCE_RATE_HZ) -> int:
-    """Write FLAC recordings of four speakers into a folder and return how many; the same bytes every time."""
+    """Write FLAC recordings of four speakers into a folder, the same bytes every time, and return their number."""
     number_of_recordings = max(3, round(minutes * 60 / seconds_each))
     for number in range(number_of_recordings):
         path = folder / f"speaker-{number % 4}" / f"{number:04d}.flac"
@@ -105,7 +104,6 @@ class Reading:
             window_length=window_length,
             seed=0,
             reset_every_windows=256,
-            start_token=silence_token(8),
         )
         self._steps = itertools.count()
         self.lanes, self.tokens = lanes, lanes * window_length
@@ -116,22 +114,22 @@ class Reading:
 
 
 def measure_reading(store: Path, *, repeats: int) -> list[Row]:
-    """Return how many tokens a second are read for training, a thread alone, at the sizes of two recipes."""
+    """Return the tokens a second that one thread reads for training, at the sizes of two recipes."""
     sizes = {"recipes/small": (4, 256), "recipes/paper": (32, 768)}
     builds: dict[str, Build] = {name: partial(Reading, store, *size) for name, size in sizes.items()}
     timings = measure.time_in_turns(builds, repeats=repeats, calls=20)
     rows: list[Row] = []
     for name, timing in timings.items():
         seconds = timing.median_seconds or 1
-        about = {"name": f"windows as in {name}", "lanes": timing.subject.lanes, "milliseconds": 1e3 * seconds}
-        rows.append(about | {"tokens_per_second": timing.subject.tokens / seconds})
+        row = {"name": f"windows as in {name}", "lanes": timing.subject.lanes, "milliseconds": 1e3 * seconds}
+        rows.append(row | {"tokens_per_second": timing.subject.tokens / seconds})
     columns = {"name": "reading", "lanes": "lanes", "milliseconds": "ms", "tokens_per_second": "tokens/s"}
     measure.show("Reading training windows", rows, columns)
     return rows
 
 
 def measure_preparation(*, minutes: float, jobs: Sequence[int], repeats: int) -> Row:
-    """Return how many times real time preparation runs for each number of jobs, and the bar for one core."""
+    """Return the speed of preparation in times real time for each number of jobs, and the bar for one core."""
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source = Path(temporary, "recordings")
         num_recordings = make_recordings(source, minutes=minutes)

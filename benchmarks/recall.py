@@ -10,11 +10,11 @@ about fresh episodes of each of --delays. The models:
     compressed     memory and compressed memory
     plain          the same without compressed memory
     plain, longer  without compressed memory, its memory longer by as many entries as compressed memory had
-    lstm           an LSTM with about as many parameters, at a learning rate of its own
+    lstm           an LSTM with nearly as many parameters, at a learning rate of its own
     lstm, longer   the same, trained four times as long
 
 A memory spans delays up to segment_length - 2 + memory_length + compression_rate x compressed_memory_length, since an
-episode begins with a segment; what is beyond is chance, one in --num-symbols.
+episode begins with a segment; beyond it success is chance, one in --num-symbols.
 
 Stands for the object-matching task of Rae et al. 2019, where the Compressive Transformer took an LSTM's place in an
 agent.
@@ -31,9 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio_ct.models.compression import LEARNED, CompressionSettings, Function
-from audio_ct.models.interface import State, num_parameters
 from audio_ct.models.memory_cell import CompressiveMemory, MemoryOutput
+from audio_ct.models.settings import (
+    LEARNED_FUNCTIONS,
+    CompressionFunction,
+    CompressionSettings,
+    CompressiveTransformerSettings,
+)
+from audio_ct.models.stage import State
+from audio_ct.models.token_model import num_parameters
 from audio_ct.studies.seeds import mean_over_seeds
 from benchmarks import measure
 from benchmarks.measure import Row
@@ -41,7 +47,7 @@ from benchmarks.measure import Row
 MODELS = ("compressed", "plain", "plain, longer", "lstm", "lstm, longer")
 NO_TARGET = -1
 EVALUATION_LANES = 32
-# Sizes' options and what they are if not said.
+# Options for sizes, with their defaults.
 SIZES = {
     **{"d_model": 32, "num_heads": 2, "d_ff": 64, "segment_length": 8, "memory_length": 8},
     **{"compressed_memory_length": 16, "compression_rate": 4},
@@ -50,10 +56,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is shown.
+    """The alphabet of an episode.
 
     Attributes:
-        num_symbols: symbols to be remembered; chance is one of them.
+        num_symbols: symbols to be remembered; chance is one in so many.
         num_distractors: symbols that noise is made of.
     """
 
@@ -71,8 +77,8 @@ class Stream:
     """Lanes of episodes.
 
     Attributes:
-        shown: what is observed [batch, time], by number.
-        resets: where episodes begin [batch, time].
+        shown: numbers of the observations [batch, time].
+        resets: True where an episode begins [batch, time].
         targets: the symbol at queries, NO_TARGET elsewhere [batch, time].
     """
 
@@ -92,7 +98,7 @@ class Stream:
 
 
 def make_stream(task: Task, delays: Sequence[int], num_lanes: int, num_steps: int, *, seed: int) -> Stream:
-    """Return lanes of episodes, each of one of the delays by chance; a lane's last episode may be cut short."""
+    """Return lanes of episodes with random ones of the delays; a lane's last episode may be cut short."""
     random = np.random.default_rng(seed)
     shown = task.num_symbols + random.integers(task.num_distractors, size=(num_lanes, num_steps))
     resets = np.zeros(shown.shape, dtype=bool)
@@ -134,7 +140,7 @@ class LSTMMemory(nn.Module):
 
 
 class Recall(nn.Module):
-    """A memory, and what names a symbol from its outputs."""
+    """A memory, and a layer that names a symbol from its outputs."""
 
     def __init__(self, memory: nn.Module, d_model: int, task: Task) -> None:
         super().__init__()
@@ -143,7 +149,7 @@ class Recall(nn.Module):
         self.name = nn.Linear(d_model, task.num_symbols)
 
     def forward(self, unroll: Stream, state: State) -> tuple[Tensor, Tensor, MemoryOutput]:
-        """Return logits at an unroll's queries, their targets, and what the memory returned."""
+        """Return logits at an unroll's queries, their targets, and the memory's output."""
         observations = F.one_hot(unroll.shown, self.task.d_in).to(self.name.weight.dtype)
         output = self.memory(observations, state, unroll.resets)
         asked = unroll.targets != NO_TARGET
@@ -152,7 +158,7 @@ class Recall(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """How a model learns: Adam, warm-up, linear decay to nothing.
+    """The training of a model by Adam: warm-up, linear decay to nothing.
 
     Attributes:
         delays: of the episodes, each as likely.
@@ -174,7 +180,7 @@ class Training:
         return self.num_lanes * self.unroll_length * self.num_updates
 
 
-def make_model(kind: str, task: Task, sizes: dict[str, int], compression: CompressionSettings | None = None) -> Recall:
+def make_model(kind: str, task: Task, sizes: dict[str, int], compression: CompressionSettings) -> Recall:
     """Return a fresh model of one of the kinds."""
     changes: dict[str, int] = {
         "plain": {"compressed_memory_length": 0},
@@ -183,7 +189,8 @@ def make_model(kind: str, task: Task, sizes: dict[str, int], compression: Compre
             "compressed_memory_length": 0,
         },
     }.get(kind, {})
-    memory = CompressiveMemory(d_in=task.d_in, num_layers=1, compression=compression, **sizes | changes)  # type: ignore[arg-type]
+    settings = CompressiveTransformerSettings(num_layers=1, compression=compression, **sizes | changes)
+    memory = CompressiveMemory(d_in=task.d_in, settings=settings)
     if not kind.startswith("lstm"):
         return Recall(memory, sizes["d_model"], task)
     hidden_size = 1
@@ -201,7 +208,7 @@ def span(memory: nn.Module) -> int | None:
     if not isinstance(memory, CompressiveMemory):
         return None
     shape = memory.shape
-    return shape.segment_length - 2 + shape.memory_length + shape.compression_rate * shape.num_compressed
+    return shape.segment_length - 2 + shape.memory_length + shape.compression_rate * shape.compressed_length
 
 
 def learn(model: Recall, training: Training, device: torch.device, *, seed: int) -> None:
@@ -276,8 +283,7 @@ def measure_recall(
         for delay, rates in by_delay.items():
             mean = mean_over_seeds(rates)
             assert mean is not None
-            width = "" if mean.half_width is None else f" ± {mean.half_width:.3f}"
-            row[f"delay_{delay}"] = f"{mean.value:.3f}{width}"
+            row[f"delay_{delay}"] = f"{mean:.3f}"
         rows.append(row)
     columns = {"name": "model", "parameters": "parameters", "span": "span", "steps": "steps", "training_seconds": "s"}
     columns |= {f"delay_{delay}": f"delay {delay}" for delay in delays}
@@ -286,7 +292,7 @@ def measure_recall(
     measure.show(title, rows, columns)
     return {
         **{"rows": rows, "chance": chance, "sizes": sizes, "delays": list(delays), "seeds": list(seeds)},
-        **{"num_episodes": num_episodes, "compression": vars(compression), "bars": []},
+        **{"num_episodes": num_episodes, "compression": compression.model_dump(), "bars": []},
     }
 
 
@@ -301,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-symbols", type=int, default=8, help="(%(default)s)")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="(%(default)s)")
-    functions = [name for name in get_args(Function) if name != "most_used"]
+    functions = [name for name in get_args(CompressionFunction) if name != "most_used"]
     parser.add_argument("--compression", choices=functions, default="convolution", help="(%(default)s)")
     parser.add_argument("--fixed-compression", action="store_true", help="leave it at its random initial values")
     parser.add_argument("--lanes", type=int, default=16, help="(%(default)s)")
@@ -319,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_updates=options.updates,
         learning_rate=options.learning_rate,
     )
-    is_fixed = options.fixed_compression or options.compression not in LEARNED
+    is_fixed = options.fixed_compression or options.compression not in LEARNED_FUNCTIONS
     lstm = replace(training, learning_rate=options.lstm_learning_rate)
     trainings = dict.fromkeys(MODELS, training) | {
         "lstm": lstm,
@@ -332,7 +338,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {name: getattr(options, name) for name in SIZES},
         trainings,
         device,
-        compression=CompressionSettings(options.compression, "none" if is_fixed else "attention_reconstruction"),
+        compression=CompressionSettings(
+            function=options.compression, loss="none" if is_fixed else "attention_reconstruction"
+        ),
         delays=options.delays,
         seeds=range(options.seeds),
         num_episodes=options.num_episodes,

@@ -1,10 +1,10 @@
-"""All benchmarks in one run, with what is reached of the bars in benchmarks/results/latest.json.
+"""All benchmarks in one run, with the bars and their figures in benchmarks/results/latest.json.
 
     make bench                          # the CPU's part, some 8 minutes on two free cores
     make bench-gpu                      # the GPU's first, then the CPU's
     python -m benchmarks.run --minutes 14
 
-A section that fails, or that the time does not suffice for, leaves its bars unmet and says why; the file is written
+A section that fails, or that the time does not suffice for, leaves its bars unmet with the reason; the file is written
 after each section. The status is 1 if a section failed; bars that are not met do not change it.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from audio_ct.recipe import CompressiveTransformerRecipe, load_recipe
+from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.recipe import load_recipe
 from benchmarks import attention, measure, memory, prep, sample, train
 from benchmarks.bars import BARS, CPU_BARS, judge
 from benchmarks.measure import Row
@@ -30,7 +31,13 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the run: its name in the result, what it measures, and which bars it decides."""
+    """A part of the run.
+
+    Attributes:
+        name: in the result.
+        measure: makes the section's part of the result.
+        bars: keys of the bars that it decides.
+    """
 
     name: str
     measure: Callable[[], Row]
@@ -38,10 +45,12 @@ class Section:
 
 
 def cpu_sections(ceilings: Row) -> list[Section]:
-    """Return what a CPU can show; sections without bars come last, in case time is up."""
+    """Return the sections for a CPU; those without bars come last, in case time is up."""
     small = train.recipes_of(Path("recipes/small"))
-    of_small = next(recipe for recipe in small if isinstance(recipe.model, CompressiveTransformerRecipe))
-    trial = train.plain_recipe(train.TRIAL_SIZES, batch_size=train.TRIAL_BATCH_SIZE)
+    of_small = next(recipe for recipe in small if isinstance(recipe.model, CompressiveTransformerSettings))
+    trial = train.plain_recipe(
+        train.TRIAL_SIZES, batch_size=train.TRIAL_BATCH_SIZE, precision=measure.precisions(CPU)[0]
+    )
     sampling_trial = train.plain_recipe(sample.TRIAL_SIZES)
     sampling_trial_settings: Any = {
         "options": list(sample.OPTIONS["cpu"]),
@@ -90,10 +99,10 @@ def cpu_sections(ceilings: Row) -> list[Section]:
 
 
 def gpu_sections(ceilings: Row) -> list[Section]:
-    """Return what only a GPU can show: the same functions, at the paper's size."""
+    """Return the sections for a GPU: the same functions, at the paper's size."""
     paper = [recipe for recipe in train.recipes_of(Path("recipes/paper")) if recipe.model.kind != "transformer_xl"]
     compiled = [train.changed(recipe, training__compile=True) for recipe in paper]
-    ours = next(recipe for recipe in compiled if isinstance(recipe.model, CompressiveTransformerRecipe))
+    ours = next(recipe for recipe in compiled if isinstance(recipe.model, CompressiveTransformerSettings))
     return [
         Section(
             "gpu_train_paper",
@@ -156,7 +165,7 @@ def run(sections: Sequence[Section], result: Row, out: Path, *, seconds: float) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="store_true", help="begin with what a GPU can show")
+    parser.add_argument("--gpu", action="store_true", help="begin with the GPU's sections")
     parser.add_argument("--minutes", type=float, default=12, help="no section is begun after these (%(default)s)")
     parser.add_argument("--out", type=Path, default=measure.RESULTS / "latest.json")
     options = parser.parse_args(arguments)

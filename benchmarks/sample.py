@@ -1,7 +1,6 @@
 """Speed of sampling: samples per second of our models by `generate`, and of the public packages, timed in turns.
 
     python -m benchmarks.sample                 # recipes/small, the trial beside the peer, flatness
-    python -m benchmarks.sample --parts speculation --model runs/compressive_transformer --draft runs/draft
     python -m benchmarks.sample --parts flat --seconds 0 1 10 60
     python -m benchmarks.sample --parts paper --recipes recipes/paper --waveforms 1 256    # on a GPU
 
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor
 
 from audio_ct.audio.mu_law import silence_token
-from audio_ct.models.interface import TokenModel, num_parameters
-from audio_ct.pretrained import load
-from audio_ct.recipe import CompressiveTransformerRecipe, Recipe, WaveNetRecipe, build_model, load_recipe
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import CompressiveTransformerSettings, WaveNetSettings
+from audio_ct.models.token_model import TokenModel, num_parameters
+from audio_ct.recipe import Recipe
 from audio_ct.sampling.engine import PLAIN, EngineOptions, Sampler
-from audio_ct.sampling.speculation import SpeculativeSampler
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
 from benchmarks.measure import Build, Row, Timing
@@ -39,7 +38,7 @@ TRIAL_SIZES = {
     **{"num_layers": 6, "d_model": 128, "num_heads": 4, "segment_length": 256, "memory_length": 256},
     **{"compressed_memory_length": 256, "compression_rate": 4},
 }
-# How steps can be computed, by name; the first is the default.
+# Ways to compute a step, by name; the last is the fastest.
 OPTIONS = {
     "cpu": {
         "uncompiled": PLAIN,
@@ -60,17 +59,16 @@ COLUMNS = {
 
 
 class Sampling:
-    """One of our models sampling from nothing; a call makes so many samples of each waveform."""
+    """One of our models sampling from nothing; a call makes `num_samples` of each waveform."""
 
     def __init__(
         self, recipe: Recipe, option: str, *, num_waveforms: int, num_samples: int, device: torch.device
     ) -> None:
         torch.manual_seed(0)
-        model = build_model(recipe.model, VOCABULARY_SIZE)
+        model = build_model(recipe.model, VOCABULARY_SIZE).to(device)
         self.parameters = num_parameters(model)
         self.option, self.num_waveforms, self.num_samples = option, num_waveforms, num_samples
-        options = OPTIONS[device.type][option]
-        self._sampler = Sampler(model, num_waveforms=num_waveforms, options=options, device=device)
+        self._sampler = Sampler(model, num_waveforms=num_waveforms, options=OPTIONS[device.type][option])
         self._seeds = itertools.count(step=num_waveforms)
 
     def __call__(self) -> None:
@@ -81,16 +79,16 @@ class Sampling:
 
     @property
     def bytes_per_step(self) -> int:
-        """Return what a step must read: weights once, and the caches of every waveform."""
+        """The bytes that a step must read: weights once, and the caches of every waveform."""
         return self._sampler.bytes_per_step
 
 
 class Continuation:
-    """A model that goes on after a prompt; a call makes one block of samples, none of which is made twice."""
+    """A model that goes on after a prompt; a call makes the next block of samples."""
 
-    def __init__(self, model: TokenModel, option: str, *, prompt_length: int, device: torch.device) -> None:
+    def __init__(self, model: TokenModel, options: EngineOptions, *, prompt_length: int) -> None:
         prompt = torch.randint(0, VOCABULARY_SIZE, (prompt_length,), generator=torch.Generator().manual_seed(0))
-        sampler = Sampler(model, num_waveforms=1, options=OPTIONS[device.type][option], device=device)
+        sampler = Sampler(model, num_waveforms=1, options=options)
         self._blocks: Iterator[Tensor] = sampler.generate(
             # More than anybody waits for: the blocks come one by one.
             num_samples=1 << 40,
@@ -129,7 +127,7 @@ def _row(name: str, timing: Timing, ceilings: Row) -> Row:
 
 
 def label(recipe: Recipe, num_waveforms: int, option: str) -> str:
-    """Return how a row of our model is called."""
+    """Return the name of our model's row."""
     return f"{recipe.name} x {num_waveforms}, {option}"
 
 
@@ -149,7 +147,7 @@ def sample_recipes(
     for recipe in recipes:
         for number, option in itertools.product(waveforms, options):
             builds[label(recipe, number, option)] = partial(Sampling, recipe, option, num_waveforms=number, **settings)
-        if isinstance(recipe.model, WaveNetRecipe):
+        if isinstance(recipe.model, WaveNetSettings):
             bare = without_linear_prediction(recipe)
             builds[label(bare, 1, options[-1])] = partial(Sampling, bare, options[-1], num_waveforms=1, **settings)
             builds[peers.WAVENET] = partial(peers.WaveNetSampling, bare, **settings, vocabulary_size=VOCABULARY_SIZE)
@@ -170,10 +168,10 @@ def sample_paper(
     options: Sequence[str],
     **settings: Any,
 ) -> Row:
-    """Return what `sample_recipes` does, and a GPU's bars, which the recipes' Compressive Transformer is held to."""
+    """Return the result of `sample_recipes`, and a GPU's bars for the recipes' Compressive Transformer."""
     result = sample_recipes(recipes, device, ceilings, waveforms=waveforms, options=options, **settings)
     rows = {row["name"]: row for row in result["rows"]}
-    ours = next(recipe for recipe in recipes if isinstance(recipe.model, CompressiveTransformerRecipe))
+    ours = next(recipe for recipe in recipes if isinstance(recipe.model, CompressiveTransformerSettings))
 
     def best(key: str, numbers: Sequence[int]) -> Row:
         found = [rows[label(ours, number, option)] for number in numbers for option in options]
@@ -183,7 +181,6 @@ def sample_paper(
         return judge(key, None, "; ".join(row["note"] for row in found) or "no such number of waveforms was asked for")
 
     one, many = [number for number in waveforms if number == 1], [number for number in waveforms if number > 1]
-    # Speculation needs models that have learned something: `speculation` measures it on checkpoints.
     bars = [best("gpu_one_stream", one), best("gpu_one_stream_plain", one), best("gpu_many_streams", many)]
     return result | {"bars": bars}
 
@@ -198,14 +195,14 @@ def sample_trial(
     peer_samples: int,
     repeats: int,
 ) -> Row:
-    """Return what a second of audio costs us and the public package's own generate(), and the bar for a CPU.
+    """Return the cost of a second of audio, ours and by the public package's own generate(), and the bar for a CPU.
 
     The peer reads its segment anew for every sample, and its memories fill up within the first seconds. So one segment
     from nothing and one with full memories are timed, the prompt that fills them is taken off, and a second is put
     together: every segment until memories are full counts as one from nothing, which is in the peer's favour.
     """
     model = recipe.model
-    assert isinstance(model, CompressiveTransformerRecipe)
+    assert isinstance(model, CompressiveTransformerSettings)
     filling = peers.segments_to_fill(model) * model.segment_length
 
     def peer(prompt_length: int, num_samples: int) -> peers.CompressiveTransformerSampling:
@@ -252,15 +249,13 @@ def sample_trial(
 def sample_flat(recipe: Recipe, device: torch.device, *, option: str, seconds: Sequence[float], repeats: int) -> Row:
     """Return the cost of a sample after so many seconds of audio, and the bar: the last of them over the first.
 
-    What comes before is read as a prompt, by windows; then blocks are made by `generate` after each of the prompts in
-    turns.
+    The seconds before are read as a prompt, by windows; then `generate` makes blocks after the prompts in turns.
     """
     torch.manual_seed(0)
-    model = build_model(recipe.model, VOCABULARY_SIZE)
+    model = build_model(recipe.model, VOCABULARY_SIZE).to(device)
+    options = OPTIONS[device.type][option]
     builds: dict[str, Build] = {
-        f"after {second:g} s": partial(
-            Continuation, model, option, prompt_length=round(second * SAMPLE_RATE_HZ), device=device
-        )
+        f"after {second:g} s": partial(Continuation, model, options, prompt_length=round(second * SAMPLE_RATE_HZ))
         for second in sorted(seconds)
     }
     timings = measure.time_in_turns(builds, repeats=repeats, warm_up=0, device=device)
@@ -280,105 +275,12 @@ def sample_flat(recipe: Recipe, device: torch.device, *, option: str, seconds: S
     return {"rows": rows, "bars": [judge("cpu_sampling_flat", value, note)]}
 
 
-class Speculation:
-    """A model with a draft, sampling from nothing; a call makes so many samples of one waveform."""
-
-    def __init__(
-        self,
-        model: TokenModel,
-        draft: TokenModel,
-        option: str,
-        *,
-        num_drafted: int,
-        num_samples: int,
-        device: torch.device,
-    ) -> None:
-        options = OPTIONS[device.type][option]
-        self.sampler = SpeculativeSampler(model, draft, num_drafted=num_drafted, options=options, device=device)
-        self.num_drafted, self.num_samples = num_drafted, num_samples
-        self.num_calls = 0
-
-    def __call__(self) -> None:
-        """Make the samples, other ones each time."""
-        for _ in self.sampler.generate(num_samples=self.num_samples, start_token=START_TOKEN, seed=self.num_calls):
-            pass
-        self.num_calls += 1
-
-
-def sample_speculation(
-    model: TokenModel,
-    draft: TokenModel,
-    device: torch.device,
-    *,
-    option: str,
-    drafted: Sequence[int],
-    num_samples: int,
-    repeats: int,
-) -> Row:
-    """Return what speculation gains, and where it would begin to.
-
-    A round costs as many steps as `steps_per_round` says: where it settles more samples than that, it gains. How many
-    it settles depends on how well the models know the same thing; of untrained ones it says nothing.
-    """
-    settings: Any = {"num_samples": num_samples, "device": device}
-    plain = Sampler(model, num_waveforms=1, options=OPTIONS[device.type][option], device=device)
-    seeds = itertools.count()
-
-    def step_by_step() -> None:
-        for _ in plain.generate(num_samples=num_samples, start_token=START_TOKEN, seed=next(seeds)):
-            pass
-
-    builds: dict[str, Build] = {"step by step": lambda: step_by_step}
-    for number in drafted:
-        builds[f"{number} drafted"] = partial(Speculation, model, draft, option, num_drafted=number, **settings)
-    timings = measure.time_in_turns(builds, repeats=repeats, warm_up=1, device=device)
-    seconds = {name: timing.median_seconds or math.nan for name, timing in timings.items()}
-    step = seconds["step by step"] / num_samples
-    rows: list[Row] = [{"name": "step by step", "samples_per_second": 1 / step, "microseconds": 1e6 * step}]
-    for name, timing in timings.items():
-        if isinstance(timing.subject, Speculation):
-            sampler = timing.subject.sampler
-            samples_per_round = timing.subject.num_calls * num_samples / sampler.num_rounds
-            a_round = seconds[name] / num_samples * samples_per_round
-            rows.append(
-                {
-                    "name": name,
-                    "samples_per_second": num_samples / seconds[name],
-                    "microseconds": 1e6 * a_round,
-                    "steps_per_round": a_round / step,
-                    "samples_per_round": samples_per_round,
-                    "acceptance_rate": sampler.num_kept / sampler.num_judged,
-                    "gain": samples_per_round * step / a_round,
-                }
-            )
-    columns = {"name": "way", "samples_per_second": "samples/s", "microseconds": "us/round", "gain": "gain"}
-    columns |= {"steps_per_round": "steps/round", "samples_per_round": "samples/round", "acceptance_rate": "accepted"}
-    sizes = [num_parameters(each) for each in (model, draft)]
-    measure.show(f"Speculation, {option}, {sizes[0]:,} parameters drafted for by {sizes[1]:,}", rows, columns)
-    return {"rows": rows, "parameters": sizes[0], "draft_parameters": sizes[1], "option": option, "bars": []}
-
-
-def _model(path: Path) -> TokenModel:
-    """Return the model of a checkpoint, or that of a recipe as it is before training."""
-    if path.suffix != ".yaml":
-        return load(path).model
-    torch.manual_seed(0)
-    return build_model(load_recipe(path).model, VOCABULARY_SIZE)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=["recipes", "paper", "trial", "flat", "speculation"],
-        default=["recipes", "trial", "flat"],
-    )
+    parts = ["recipes", "trial", "flat"]
+    parser.add_argument("--parts", nargs="+", choices=[*parts, "paper"], default=parts)
     parser.add_argument("--options", nargs="+", choices=sorted({*OPTIONS["cpu"], *OPTIONS["cuda"]}), help="steps (all)")
-    parser.add_argument("--model", type=Path, help="for speculation: a checkpoint, a run, or a recipe, untrained")
-    parser.add_argument("--draft", type=Path, help="likewise, of the model that drafts")
-    parser.add_argument("--drafted", type=int, nargs="+", default=[1, 2, 3, 4], help="in a round (%(default)s)")
     parser.add_argument("--recipes", type=Path, default=Path("recipes/small"), help="folder (%(default)s)")
     parser.add_argument("--waveforms", type=int, nargs="+", default=[1, 16], help="made side by side (%(default)s)")
     parser.add_argument("--num-samples", type=int, default=1024, help="of each waveform in a timing (%(default)s)")
@@ -394,30 +296,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: Row = {"benchmark": "sample", "machine": measure.machine(device), "ceilings": measure.ceilings(device)}
     steps = options.options or list(OPTIONS[device.type])
     timing: Any = {"num_samples": options.num_samples, "repeats": options.repeats}
-    if "speculation" in options.parts and not (options.model and options.draft):
-        parser.error("--parts speculation needs --model and --draft")
-    recipes, parts = recipes_of(options.recipes), {}
-    if "recipes" in options.parts:
-        parts["recipes"] = sample_recipes(
-            recipes, device, result["ceilings"], waveforms=options.waveforms, options=steps, **timing
-        )
-    if "paper" in options.parts:
-        parts["paper"] = sample_paper(
-            recipes, device, result["ceilings"], waveforms=options.waveforms, options=steps, **timing
-        )
+    found: dict[str, Row] = {}
+    for part, sample in {"recipes": sample_recipes, "paper": sample_paper}.items():
+        if part in options.parts:
+            recipes = recipes_of(options.recipes)
+            found[part] = sample(
+                recipes, device, result["ceilings"], waveforms=options.waveforms, options=steps, **timing
+            )
     if "trial" in options.parts:
         peer_samples = options.peer_samples or options.segment_length
-        parts["trial"] = sample_trial(
+        found["trial"] = sample_trial(
             trial, device, result["ceilings"], options=steps, peer_samples=peer_samples, **timing
         )
     if "flat" in options.parts:
-        parts["flat"] = sample_flat(trial, device, option=steps[-1], seconds=options.seconds, repeats=options.repeats)
-    if "speculation" in options.parts:
-        model, draft = (_model(path) for path in (options.model, options.draft))
-        parts["speculation"] = sample_speculation(
-            model, draft, device, option=steps[-1], drafted=options.drafted, **timing
-        )
-    measure.finish(result, parts, options.out)
+        found["flat"] = sample_flat(trial, device, option=steps[-1], seconds=options.seconds, repeats=options.repeats)
+    measure.finish(result, found, options.out)
 
 
 if __name__ == "__main__":

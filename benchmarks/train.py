@@ -5,11 +5,12 @@
     python -m benchmarks.train --parts paper --recipes recipes/paper        # on a GPU
 
 A step is a window of every lane: forward, backward, clipping, update, on random tokens, with state carried, as the
-recipe says (batch, window, precision, compilation). Peers train by their own loss on as many lanes and tokens.
+recipe says (batch, window, precision, compilation). Peers train by their own loss on as many lanes and tokens. In
+bfloat16 nothing is measured where the processor only emulates it.
 
 Two counts of FLOPs are compared with the ceiling that matrix products reach here. `share` takes the textbook's: 6 for
 each parameter but the embedding's, and 12 x layers x d_model for each key that a query sees; it doesn't depend on how
-the model is written. `share counted` takes what torch counts in one step: every matrix product that is really done,
+the model is written. `share counted` takes torch's count of one step: every matrix product that is really done,
 projecting the memories anew and the attention-reconstruction loss included.
 """
 
@@ -21,22 +22,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from audio_ct.models.interface import TokenModel, num_parameters
-from audio_ct.recipe import (
-    CompressiveTransformerRecipe,
-    CorpusRecipe,
-    OptimizerRecipe,
-    Recipe,
-    TrainingRecipe,
-    TransformerXLRecipe,
-    WaveNetRecipe,
-    build_model,
-    load_recipe,
-    parse_recipe,
-)
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import CompressiveTransformerSettings, TransformerXLSettings, WaveNetSettings
+from audio_ct.models.token_model import TokenModel, num_parameters
+from audio_ct.recipe import CorpusRecipe, OptimizerRecipe, Recipe, TrainingRecipe, load_recipe, parse_recipe
 from audio_ct.training.optimizer import clip_gradients, make_optimizer
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
@@ -62,15 +53,16 @@ COLUMNS = {
 }
 
 
-def plain_recipe(sizes: dict[str, int], *, batch_size: int = 1) -> Recipe:
+def plain_recipe(sizes: dict[str, int], *, batch_size: int = 1, precision: str = "float32") -> Recipe:
     """Return a recipe for a Compressive Transformer of these sizes as the paper describes it, but pre-norm."""
-    model = CompressiveTransformerRecipe(kind="compressive_transformer", d_ff=4 * sizes["d_model"], **sizes)  # type: ignore[arg-type]
+    model = CompressiveTransformerSettings(d_ff=4 * sizes["d_model"], **sizes)
+    training: Any = {"batch_size": batch_size, "window_length": model.segment_length, "precision": precision}
     return Recipe(
         name="trial",
         corpus=CorpusRecipe(store="none"),
         model=model,
         optimizer=OptimizerRecipe(learning_rate=3e-4),
-        training=TrainingRecipe(batch_size=batch_size, window_length=model.segment_length, max_tokens=1),
+        training=TrainingRecipe(max_tokens=1, **training),
     )
 
 
@@ -122,7 +114,7 @@ class Training:
         self._step(self._forward)
 
     def counted_flops_per_token(self) -> float:
-        """Return what torch counts in one step that is not compiled."""
+        """Return torch's count for one step that is not compiled."""
         with FlopCounterMode(display=False) as counter:
             self._step(self.model)
         return counter.get_total_flops() / (self.batch_size * self.window_length)
@@ -130,7 +122,7 @@ class Training:
     def _step(self, forward: Any) -> None:
         with self._autocast:
             output = forward(self._tokens[:, :-1], self._state)
-        loss = F.cross_entropy(output.logits.float().flatten(0, 1), self._tokens[:, 1:].flatten())
+        loss = self.model.head.nats(output.logits, self._tokens[:, 1:]).mean()
         self._scaler.scale(loss + sum(output.auxiliary_losses.values())).backward()
         self._state = output.state
         self._scaler.unscale_(self._optimizer)
@@ -146,43 +138,38 @@ def untaught(recipe: Recipe) -> Recipe:
 
 
 def textbook_flops_per_token(recipe: Recipe, model: TokenModel) -> float:
-    """Return the FLOPs of forward and backward for a token, however the model is written (see the module)."""
+    """Return the textbook's FLOPs of forward and backward for a token (see the module)."""
     embedding = sum(num_parameters(module) for module in model.modules() if isinstance(module, nn.Embedding))
     flops = 6.0 * (num_parameters(model) - embedding)
-    if isinstance(recipe.model, TransformerXLRecipe):
-        past = recipe.model.memory_length + getattr(recipe.model, "compressed_memory_length", 0)
+    if isinstance(recipe.model, TransformerXLSettings | CompressiveTransformerSettings):
+        past = recipe.model.memory_length + recipe.model.compressed_memory_length
         seen = past + (recipe.model.segment_length + 1) / 2
         flops += 12 * recipe.model.num_layers * recipe.model.d_model * seen
     return flops
 
 
 def label(recipe: Recipe, *, reconstruction: bool = True) -> str:
-    """Return how a row of our model is called."""
+    """Return the name of our model's row."""
     return recipe.name + " without reconstruction loss" * (not reconstruction) + " compiled" * recipe.training.compile
 
 
-def peer_labels(package: str) -> list[str]:
-    """Return how a peer's rows are called: it is tried in both precisions."""
-    return [f"{package} {precision}" for precision in peers.PRECISIONS]
-
-
 def peers_of(recipe: Recipe, device: torch.device) -> dict[str, Build]:
-    """Return the public package of the same architecture and size in training, in both precisions, by name."""
+    """Return the public package of the same architecture and size in training, in every precision, by name."""
     training: type[peers.PeerTraining]
-    if isinstance(recipe.model, WaveNetRecipe):
+    if isinstance(recipe.model, WaveNetSettings):
         package, training = peers.WAVENET, peers.WaveNetTraining
     else:
         package, training = peers.COMPRESSIVE_TRANSFORMER, peers.CompressiveTransformerTraining
     return {
-        name: partial(training, recipe, device, precision, VOCABULARY_SIZE)
-        for name, precision in zip(peer_labels(package), peers.PRECISIONS, strict=True)
+        f"{package} {precision}": partial(training, recipe, device, precision, VOCABULARY_SIZE)
+        for precision in measure.precisions(device)
     }
 
 
 def time_training(
     builds: dict[str, Build], device: torch.device, ceilings: Row, *, repeats: int, calls: int
 ) -> dict[str, Row]:
-    """Time all in turns and return a row each, by name; what cannot run, a peer or compiled, says so in its note."""
+    """Time all in turns and return their rows, by name; a peer or compiled model that cannot run has a note of why."""
     # Compiled models of an earlier call count against the number that torch keeps of one function.
     torch.compiler.reset()
     may_fail = [
@@ -222,7 +209,7 @@ def _row(name: str, timing: Timing, ceilings: Row) -> Row:
 
 
 def reconstruction_share(rows: dict[str, Row], recipe: Recipe) -> float | None:
-    """Print and return which part of a step the attention-reconstruction loss takes; None if it was not measured."""
+    """Print and return the attention-reconstruction loss's share of a step; None if it was not measured."""
     speeds = [rows[label(recipe, reconstruction=with_it)]["tokens_per_second"] for with_it in (True, False)]
     if None in speeds:
         return None
@@ -236,7 +223,7 @@ def train_recipes(recipes: Sequence[Recipe], device: torch.device, ceilings: Row
     builds: dict[str, Build] = {}
     for recipe in recipes:
         builds[label(recipe)] = partial(Training, recipe, device)
-        if isinstance(recipe.model, WaveNetRecipe):
+        if isinstance(recipe.model, WaveNetSettings):
             bare = without_linear_prediction(recipe)
             builds |= {label(bare): partial(Training, bare, device)} | peers_of(bare, device)
     rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
@@ -251,10 +238,10 @@ def train_trial(
 
     Args:
         recipe: of our model.
-        device: where to train.
+        device: that trains.
         ceilings: see `measure.ceilings`.
-        compiled: whether ours is compiled; both may be tried, and the best counts. The peer is held to as it ships, in
-            float32; what is gained over it under autocast, which it was not written for, is said beside.
+        compiled: of ours; both may be tried, and the best counts. The peer counts as it ships, in float32; the note has
+            the ratio to it under autocast, which it was not written for.
         repeats: timings of each.
         calls: steps in one timing.
     """
@@ -264,10 +251,13 @@ def train_trial(
     builds |= peers_of(recipe, device)
     rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
     measure.show("Training, the trial's size", list(rows.values()), COLUMNS)
-    as_it_ships, under_autocast = (rows[name] for name in peer_labels(peers.COMPRESSIVE_TRANSFORMER))
+    as_it_ships = rows[f"{peers.COMPRESSIVE_TRANSFORMER} float32"]
+    under_autocast = rows.get(f"{peers.COMPRESSIVE_TRANSFORMER} bfloat16")
     our_rows = [rows[label(each)] for each in ours]
     bar = ratio("cpu_training_over_peer", our_rows, [as_it_ships], "tokens_per_second")
-    if under_autocast["tokens_per_second"] is not None:
+    if under_autocast is None:
+        bar["note"] += "; this processor only emulates bfloat16"
+    elif under_autocast["tokens_per_second"] is not None:
         fastest = max(row["tokens_per_second"] for row in our_rows if row["tokens_per_second"] is not None)
         bar["note"] += f", {fastest / under_autocast['tokens_per_second']:.3g} times {under_autocast['name']}"
     share = reconstruction_share(rows, ours[0])
@@ -277,13 +267,13 @@ def train_trial(
 def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
     """Return the speed of the Compressive Transformer and WaveNet, both compiled, beside both peers, and the bars."""
     compiled = [changed(recipe, training__compile=True) for recipe in recipes]
-    ours = next(each for each in compiled if isinstance(each.model, CompressiveTransformerRecipe))
-    wavenet = next(each for each in compiled if isinstance(each.model, WaveNetRecipe))
+    ours = next(each for each in compiled if isinstance(each.model, CompressiveTransformerSettings))
+    wavenet = next(each for each in compiled if isinstance(each.model, WaveNetSettings))
     builds: dict[str, Build] = {label(each): partial(Training, each, device) for each in (ours, wavenet)}
-    builds |= peers_of(ours, device) | peers_of(wavenet, device)
-    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    of_ours = peers_of(ours, device)
+    rows = time_training(builds | of_ours | peers_of(wavenet, device), device, ceilings, repeats=repeats, calls=calls)
     measure.show("Training, the paper's size, ours compiled", list(rows.values()), COLUMNS)
-    of_peer = [rows[name] for name in peer_labels(peers.COMPRESSIVE_TRANSFORMER)]
+    of_peer = [rows[name] for name in of_ours]
     our_row, wavenet_row = rows[label(ours)], rows[label(wavenet)]
     bars = [
         ratio("gpu_training_over_wavenet", [our_row], [wavenet_row], "tokens_per_second"),
@@ -294,7 +284,7 @@ def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, 
 
 
 def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return what the attention-reconstruction loss takes of a step."""
+    """Return the attention-reconstruction loss's share of a step."""
     builds: dict[str, Build] = {
         label(recipe): partial(Training, recipe, device),
         label(recipe, reconstruction=False): partial(Training, untaught(recipe), device),
@@ -305,7 +295,7 @@ def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *,
 
 
 def train_curves(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return tokens per second by batch, segment, memory length and layers, each with the rest as in the recipe."""
+    """Return tokens per second by batch, segment, memory length and layers, all else as in the recipe."""
     result = {}
     for curve, (keys, values) in CURVES.items():
         builds: dict[str, Build] = {
@@ -333,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="not given: the recipes as they say, the trial both ways",
+        help="(the recipes as they are, the trial both ways)",
     )
     parser.add_argument("--batch-size", type=int, default=TRIAL_BATCH_SIZE, help="of the trial (%(default)s)")
     add_sizes(parser, TRIAL_SIZES)
@@ -344,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = torch.device(options.device)
     timing: Any = {"repeats": options.repeats, "calls": options.calls or (3 if device.type == "cuda" else 1)}
-    trial = plain_recipe({name: getattr(options, name) for name in TRIAL_SIZES}, batch_size=options.batch_size)
+    sizes = {name: getattr(options, name) for name in TRIAL_SIZES}
+    trial = plain_recipe(sizes, batch_size=options.batch_size, precision=measure.precisions(device)[0])
     recipes = recipes_of(options.recipes)
     compiled = [False, True]
     if options.compile is not None:

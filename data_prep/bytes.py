@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from audio_ct.errors import InputError
-from audio_ct.tokens.byte_file import open_bytes
-from audio_ct.tokens.store import Recording, TokenStoreBuilder
-from data_prep.skeleton import MAXIMUM_SHARD_BYTES, SPLITS, PrepOptions, ProgressLine, count_held_out, write_store
+from audio_ct.progress import Progress
+from audio_ct.tokens.codec import ByteCodec, open_bytes
+from audio_ct.tokens.store import Recording
+from audio_ct.tokens.store_builder import TokenStoreBuilder
+from data_prep.plan import MAXIMUM_SHARD_BYTES, SPLITS, PrepOptions, count_held_out
+from data_prep.skeleton import write_store
 
-# A recording of the store, so much of the file. Short enough that validation can take a few, that evaluation reads some
+# The length of a recording of the store. Short enough that validation can take a few, that evaluation reads some
 # side by side and that there is something to resample; long enough that beginning anew costs nothing that counts:
 # 0.00004 bits a byte for a small model, 0.0013 at 16 KiB.
 STRETCH_BYTES = 1 << 18
@@ -71,32 +74,24 @@ def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: b
             }
             return _report(counts, builder.folder)
 
-        return write_store(
-            fill,
-            out,
-            corpus="bytes",
-            preparation={
-                "validation_fraction": options.validation_fraction,
-                "test_fraction": options.test_fraction,
-                "stretch_bytes": STRETCH_BYTES,
-            },
-            licence=options.licence,
-            overwrite=options.overwrite,
-            sample_rate_hz=None,
-            encoding="bytes",
-        )
+        preparation = {
+            "validation_fraction": options.validation_fraction,
+            "test_fraction": options.test_fraction,
+            "stretch_bytes": STRETCH_BYTES,
+        }
+        return write_store(fill, out, ByteCodec(), options, corpus="bytes", preparation=preparation)
 
 
 def _copy(
     file: BinaryIO, file_name: str, num_bytes: int, builder: TokenStoreBuilder, options: PrepOptions, progress: bool
 ) -> tuple[dict[str, Counts], str]:
-    """Copy a file into shards, split after split; return the byte counts [256] of each and the file's SHA-256."""
+    """Copy a file into shards, split after split; return each split's byte counts [256] and the file's SHA-256."""
     num_validation, num_test = count_held_out(num_bytes, options)
     sizes = (num_bytes - num_validation - num_test, num_validation, num_test)
     counts = {split: np.zeros(256, dtype=np.int64) for split in SPLITS}
     whole = hashlib.sha256()
     place = 0
-    with ProgressLine("copying", num_bytes, progress, unit="bytes") as line:
+    with Progress("copying", num_bytes, unit="bytes", shown=progress, tenths=True) as bar:
         for split, size in zip(SPLITS, sizes, strict=True):
             for shard_begin, shard_end in _cut(size, MAXIMUM_SHARD_BYTES):
                 digest = hashlib.sha256()
@@ -116,19 +111,19 @@ def _copy(
                         name = f"{place}-{place + len(block)}"
                         rows.append(Recording(name, file_name, file_name, None, 0, offset, len(block)))
                         place += len(block)
-                        line.advance(len(block))
+                        bar.update(place)
                 builder.add_shard_file(split, shard, digest.hexdigest(), rows)
     return counts, whole.hexdigest()
 
 
 def _cut(size: int, at_most: int) -> list[tuple[int, int]]:
-    """Return where as few pieces as possible of about equal size begin and end."""
+    """Cut a size into as few pieces as possible of about equal size; their beginnings and ends."""
     num = -(-size // at_most)
     return [(size * i // num, size * (i + 1) // num) for i in range(num)]
 
 
 def _report(counts: dict[str, Counts], folder: Path) -> dict[str, Any]:
-    """Write report.json into a folder: what the file holds by the counts of its bytes; return it without the counts."""
+    """Describe a file by the counts of its bytes, in report.json with the counts; return it without them."""
     whole = sum(counts.values(), np.zeros(256, dtype=np.int64))
     warnings = []
     if _entropy_bits(whole) > COMPRESSED_ENTROPY_BITS:
@@ -154,6 +149,6 @@ def _describe(counts: Counts) -> dict[str, Any]:
 
 
 def _entropy_bits(counts: Counts) -> float:
-    """Return the entropy of bytes drawn one by one by these counts: what a model that knows no context reaches."""
+    """The entropy of bytes drawn independently by these counts: what a model that knows no context reaches."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log2(shares)).sum()) + 0.0

@@ -15,7 +15,8 @@ import soxr
 from audio_ct.audio.files import AudioWriter
 from audio_ct.errors import InputError, MissingError
 from data_prep import folder
-from data_prep.skeleton import Gathered, PrepOptions, build
+from data_prep.plan import PrepOptions
+from data_prep.skeleton import Gathered, build
 
 # A voice resampled to more samples than it had sounds lower and slower when played at the old rate.
 SPEAKER_RATIOS = {"alder": 0.84, "birch": 0.95, "cedar": 1.07, "daphne": 1.21}

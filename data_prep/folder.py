@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.skeleton import Candidate, Gathered, PrepOptions, Reject, build
+from data_prep.encoding import Reject
+from data_prep.plan import Candidate, PrepOptions
+from data_prep.skeleton import Gathered, build
 
 SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
@@ -112,5 +114,5 @@ def gather(source: Path) -> Gathered:
 
 
 def _text(path: Path, source: Path) -> str:
-    """Return a path relative to the source as text that JSON and UTF-8 can hold, whatever bytes the name has."""
+    """A path relative to the source as text that JSON and UTF-8 can hold, whatever bytes the name has."""
     return os.fsencode(path.relative_to(source).as_posix()).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What a corpus is like: durations, levels, source rates and bandwidths, rejects, as JSON and as a picture."""
+"""The report on a corpus: durations, levels, source rates and bandwidths, rejects, as JSON and as a picture."""
 
 import json
 import textwrap
@@ -26,7 +26,7 @@ FULL_BAND = 0.85
 
 @dataclass(frozen=True)
 class Measures:
-    """One source recording, measured at its own rate; level in dB relative to full scale."""
+    """Figures of a source recording at its own rate; level in dB relative to full scale."""
 
     seconds: float
     sample_rate_hz: int
@@ -58,7 +58,7 @@ class Meter:
         self._power += (np.abs(np.fft.rfft(windowed)) ** 2).sum(axis=0)
 
     def result(self) -> Measures:
-        """Return the measures of all that was heard.
+        """Compute the measures of all that was heard.
 
         Returns:
             Bandwidth is the highest frequency whose mean power is within 60 dB of the strongest one's; rolloff is the

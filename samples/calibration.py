@@ -8,15 +8,13 @@ windows has a bug.
 
 import argparse
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audio_ct import pretrained
-from audio_ct.tokens.clip import open_corpus
+import audio_ct
 
 FAR_TOKENS = 20
 
@@ -47,22 +45,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096, help="samples that are looked at (%(default)s)")
     options = parser.parse_args()
 
-    loaded = pretrained.load(Path(options.checkpoint))
+    loaded = audio_ct.load(options.checkpoint, "cpu")
     model = loaded.model
     skip, length = (-(-n // model.segment_length) * model.segment_length for n in (options.skip, options.samples))
-    store = open_corpus(loaded.recipe.corpus.store, loaded.recipe.corpus.clip_seconds)
+    store = loaded.open_store()
     recordings = [each for each in store.recordings(options.split) if each.length >= skip + length]
     tokens = store.tokens(options.split, recordings[options.recording], 0, skip + length).astype(np.int64)
     inputs = torch.from_numpy(np.concatenate([[store.start_token], tokens[:-1]]))[None]
     targets = torch.from_numpy(tokens[skip:])
     with torch.no_grad():
         state = model(inputs[:, :skip], model.initial_state(1)).state
-        describe("windows", model(inputs[:, skip:], state).logits[0], targets)
+        describe("windows", model.head.distribution(model(inputs[:, skip:], state).logits[0]), targets)
         steps = []
         for t in range(skip, skip + length):
             logits, state = model.step(inputs[:, t], state)
             steps.append(logits)
-        describe("steps", torch.cat(steps), targets)
+        describe("steps", model.head.distribution(torch.cat(steps)), targets)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
+import audio_ct
 from audio_ct.audio.files import AudioWriter
-from audio_ct.audio.mu_law import decode
-from audio_ct.evaluation.waveform_statistics import log_spectral_distance_db
-from audio_ct.pretrained import load
-from audio_ct.sampling.engine import generate
-from audio_ct.sampling.filters import Filters
-from audio_ct.tokens.clip import open_corpus
+from audio_ct.audio.statistics import log_spectral_distance_db
 
 
 def main() -> None:
@@ -32,30 +27,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    model = load(arguments.checkpoint)
+    model = audio_ct.load(arguments.checkpoint)
     if model.recipe.corpus.clip_seconds is None:
         parser.error(f"{arguments.checkpoint} learned a whole corpus; name a run of recipes/demo/overfit_one_clip.yaml")
-    store = open_corpus(model.recipe.corpus.store, model.recipe.corpus.clip_seconds)
-    clip = torch.from_numpy(store.tokens("train", 0).astype(np.int64))
-    num_prompt = round(arguments.prompt_seconds * store.sample_rate_hz)
-    if not 0 < num_prompt < len(clip):
-        parser.error(f"--prompt-seconds must be above 0 and below the clip's {len(clip) / store.sample_rate_hz:g} s")
-    blocks = generate(
-        model.model,
-        num_waveforms=1,
-        num_samples=len(clip) - num_prompt,
-        start_token=model.start_token,
+    rate_hz = model.codec.sample_rate_hz
+    real = model.codec.decode(model.open_store().tokens("train", 0))
+    num_prompt = round(arguments.prompt_seconds * rate_hz)
+    if not 0 < num_prompt < len(real):
+        parser.error(f"--prompt-seconds must be above 0 and below the clip's {len(real) / rate_hz:g} s")
+    [continuation] = audio_ct.continue_waveform(
+        model,
+        real[:num_prompt],
+        rate_hz,
+        seconds=(len(real) - num_prompt) / rate_hz,
         seed=arguments.seed,
-        prompt=clip[:num_prompt],
-        filters=Filters(temperature=arguments.temperature),
+        temperature=arguments.temperature,
     )
-    continuation = decode(torch.cat(list(blocks), dim=1)[0], store.bits).numpy()
-    real = decode(clip, store.bits).numpy()
     rest = real[num_prompt:]
     noise = np.random.default_rng(arguments.seed).normal(size=len(rest)).astype(np.float32) * rest.std()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, waveform in (("clip", real), ("continuation", np.concatenate([real[:num_prompt], continuation]))):
-        with AudioWriter(arguments.out / f"{name}.wav", store.sample_rate_hz, overwrite=True) as writer:
+        with AudioWriter(arguments.out / f"{name}.wav", rate_hz, overwrite=True) as writer:
             writer.write(waveform)
         print(arguments.out / f"{name}.wav")
     shifted = np.roll(rest, len(rest) // 2)
@@ -65,7 +57,7 @@ def main() -> None:
         ("noise of the clip's level", noise),
         ("silence", np.zeros_like(rest)),
     ):
-        print(f"{name}: {log_spectral_distance_db(rest, waveform, store.sample_rate_hz):.1f} dB from the clip")
+        print(f"{name}: {log_spectral_distance_db(rest, waveform, rate_hz):.1f} dB from the clip")
 
 
 if __name__ == "__main__":

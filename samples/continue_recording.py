@@ -6,8 +6,7 @@ python samples/continue_recording.py runs/wavenet speech.flac --out samples/out 
 import argparse
 from pathlib import Path
 
-from audio_ct.pretrained import choose_device, load
-from audio_ct.sampling.prompt import read_prompt
+import audio_ct
 from audio_ct.sampling.writing import write_samples
 
 
@@ -23,22 +22,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    device = choose_device()
-    model = load(arguments.checkpoint, device)
-    prompt = read_prompt(arguments.recording, model.sample_rate_hz, model.bits, max_seconds=arguments.prompt_seconds)
+    model = audio_ct.load(arguments.checkpoint)
     for sample in write_samples(
         model.model,
+        model.codec,
         arguments.out,
         stem=f"{arguments.recording.stem}-continued",
-        sample_rate_hz=model.sample_rate_hz,
-        bits=model.bits,
-        num_waveforms=arguments.num,
-        seconds=arguments.seconds,
+        num=arguments.num,
+        num_tokens=model.codec.num_tokens(seconds=arguments.seconds),
         seed=arguments.seed,
-        prompt=prompt,
-        device=device,
+        prompt=model.codec.read_prompt(arguments.recording, max_seconds=arguments.prompt_seconds),
         about={"recipe": model.recipe.name, "prompt": arguments.recording.name},
-        spectrograms=True,
+        pictures=True,
     ):
         print(sample.path, *sample.warnings)
 

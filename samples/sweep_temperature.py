@@ -6,8 +6,8 @@ python samples/sweep_temperature.py runs/wavenet --out samples/out --temperature
 import argparse
 from pathlib import Path
 
-from audio_ct.evaluation.waveform_statistics import average, statistics
-from audio_ct.pretrained import choose_device, load
+import audio_ct
+from audio_ct.audio.statistics import average, statistics
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import write_samples
 
@@ -22,23 +22,21 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=4)
     arguments = parser.parse_args()
 
-    device = choose_device()
-    model = load(arguments.checkpoint, device)
+    model = audio_ct.load(arguments.checkpoint)
+    codec = model.codec
     for temperature in arguments.temperatures:
         samples = write_samples(
             model.model,
+            codec,
             arguments.out,
             stem=f"temperature-{temperature:g}",
-            sample_rate_hz=model.sample_rate_hz,
-            bits=model.bits,
-            num_waveforms=arguments.num,
-            seconds=arguments.seconds,
+            num=arguments.num,
+            num_tokens=codec.num_tokens(seconds=arguments.seconds),
             seed=0,
             filters=Filters(temperature=temperature),
-            device=device,
             about={"recipe": model.recipe.name},
         )
-        means = average(statistics(sample.waveform, model.sample_rate_hz) for sample in samples)
+        means = average(statistics(codec.decode(sample.tokens), codec.sample_rate_hz) for sample in samples)
         shown = ", ".join(f"{name} {value:.3g}" for name, value in means.items() if value is not None)
         print(f"temperature {temperature:g}: {shown}")
 

@@ -92,23 +92,13 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
 def test_a_fast_engine_through_the_command(
     command: Command, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, draft = runs["compressive_transformer"], runs["wavenet"]
+    run = runs["wavenet"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rounded = ["--weights", "int8", "--memory", "bfloat16"]
     arguments = ["--out", tmp_path / "fast", "--seconds", 0.02, "--compiled", *rounded]
     status, out, err = command("sample", run, *arguments)
     assert status == 0, err
     assert (len(out.splitlines()), len(list((tmp_path / "cache/audio-ct/steps").glob("*.pt2")))) == (1, 1)
-    drafted = ["--draft", draft, "--drafted", 2]
-    status, _, err = command("sample", run, "--out", tmp_path / "drafted", "--seconds", 0.02, *drafted)
-    assert status == 0, err
-    (sidecar,) = (tmp_path / "drafted").glob("*.json")
-    about = json.loads(sidecar.read_text())
-    assert about["draft"].startswith("wavenet/")
-    assert about["engine"]["num_drafted"] == 2
-    status, _, err = command("sample", run, "--out", tmp_path / "two", "--num", 2, *drafted)
-    assert (status, "num=2" in err, err.count("\n")) == (2, True, 1)
-
     bits = []
     for options in ([], rounded):
         status, out, err = command("evaluate", run, "--max-tokens", 1, "--json", *options)
@@ -236,12 +226,11 @@ def test_from_a_file_of_bytes_to_bits_per_byte(
             ["sample", "BYTES", "--out", "x", "--seconds", "1"],
             "seconds=1.0: this is a model of bytes; give --num-bytes",
         ),
-        (["sample", "BYTES", "--out", "x", "--prompt-seconds", "1"], "prompt-seconds=1.0"),
+        (["sample", "BYTES", "--out", "x", "--prompt", "TEXT", "--prompt-seconds", "1"], "shorten the prompt's file"),
         (["sample", "BYTES", "--out", "x", "--num-bytes", "0"], "num-bytes=0"),
         (["sample", "BYTES", "--out", "x", "--format", "wav"], "format='wav': bytes are written as txt or bin"),
         (["sample", "BYTES", "--out", "x", "--prompt", "nowhere"], "prompt='nowhere' is not there"),
         (["sample", "BYTES", "--out", "x", "--prompt", "."], "prompt='.' must be a regular file"),
-        (["sample", "BYTES", "--out", "x", "--draft", "RUN"], "one is of audio, the other of bytes"),
         (["sample", "RUN", "--out", "x", "--num-bytes", "5"], "num-bytes=5: this is a model of audio; give --seconds"),
         (["prep", "bytes", "nowhere", "--out", "x"], "source='nowhere' is not there"),
         (["prep", "bytes", ".", "--out", "x/y"], "source='.' must be a regular file"),
@@ -284,9 +273,9 @@ def test_a_users_mistake_with_bytes_is_one_line_and_status_2(
         (["sample", "RUN", "--out", "x", "--seconds", "nan"], "seconds=nan"),
         (["sample", "RUN", "--out", "x", "--seconds", "inf"], "seconds=inf"),
         (["sample", "RUN", "--out", "x", "--num", "0"], "num=0"),
-        (["sample", "RUN", "--out", "x", "--format", "exe"], "no audio format"),
+        (["sample", "RUN", "--out", "x", "--seconds", "0.01", "--format", "exe"], "no audio format"),
         (["sample", "RUN", "--out", "x", "--prompt", "nowhere.wav"], "nowhere.wav"),
-        (["sample", "RUN", "--out", "x", "--drafted", "2"], "drafted=2"),
+        (["sample", "RUN", "--out", "x", "--prompt-seconds", "1"], "prompt-seconds=1.0 is about --prompt"),
         (["evaluate", "RUN", "--split", "dev"], "dev"),
         (["evaluate", "RUN", "--cold-start-samples", "99999999"], "cold_start_samples=99999999"),
         (["compare", "RUN", "RUN", "--out", "x", "--num", "0"], "num=0"),

@@ -1,6 +1,8 @@
 """A recipe is checked whole before anything is loaded, and every fault says what to write instead."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,45 +106,20 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("kind: compressive_transformer", "kind: gru", "model.kind='gru': must be one of compressive_transformer, tra"),
         ("kind: compressive_transformer", "", "model.kind=None: must be one of"),
         ("d_ff: 384", "d_ff: 384\n  compression_rate: 129", "model.compression_rate=129 leaves nothing of "),
-        (
-            "compressed_memory_length: 128",
-            "compressed_memory_length: 0\n  twice_compressed_memory_length: 8",
-            "model.twice_compressed_memory_length=8 compresses what leaves compressed memory",
-        ),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  coarse: {frame_length: 64, num_layers: 1, memory_length: 4, compressed_memory_length: 1}",
-            "model.compression_rate=4 leaves nothing of a segment's 2 frames",
-        ),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  compression: {function: most_used, loss: none}\n"
-            "  coarse: {frame_length: 8, num_layers: 1, memory_length: 4, compressed_memory_length: 1}",
-            "model.coarse.memory_length=4 must be at least the segment's 16 frames",
-        ),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  coarse: {frame_length: 3, num_layers: 1, memory_length: 4}",
-            "model.coarse.frame_length=3 must divide model.segment_length=128; try 16",
-        ),
         ("d_ff: 384", "d_ff: 384\n  num_key_value_heads: 2", "model.num_key_value_heads=2 must divide model.num_heads"),
         ("d_ff: 384", "d_ff: 384\n  compression: {function: max_pooling}", "has nothing to teach: max_pooling"),
         ("d_ff: 384", "d_ff: 384\n  compression: {functon: 1}", "did you mean model.compression.function?"),
-        ("  memory_length: 128\n", "  memory_length: [128, 1, 1]\n", "model.memory_length=[128, 1, 1] has 3 entries"),
+        ("d_ff: 384", "d_ff: 384\n  num_heads: 5", "key 'num_heads' stands twice"),
+        ("num_heads: 3", "num_heads: 5", "model.num_heads=5 must divide model.d_model=96"),
+        (
+            "  memory_length: 128\n",
+            "  memory_length: [128, 1]\n",
+            "model.memory_length=[128, 1]: input should be a valid",
+        ),
         (
             "  memory_length: 128\n",
             "  memory_length: 64\n  compression: {function: most_used, loss: none}\n",
             "model.memory_length=64 must be at least model.segment_length=128",
-        ),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  positions: rotary\n  compressed_positions: own",
-            "model.compressed_positions='own' is about relative positions",
-        ),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  memory_stores: layer_input\n  short_convolution_width: 2",
-            "model.short_convolution_width=2 is lost on model.memory_stores='layer_input'",
         ),
         (
             "d_ff: 384",
@@ -164,6 +141,7 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ),
         ("{0: 1, 100: 4}", "{100: 4}", "update_every={100: 4} must say how often from step 0 on"),
         ("{0: 1, 100: 4}", "{0: 0}", "training.update_every.0=0"),
+        ("{0: 1, 100: 4}", "{0: 1, 102: 4}", "changes at step 102, which must be a multiple of 1 and 4"),
         ("name: tiny", "wavenet: {}", "wavenet={}: no such key"),
         ("batch_size: 8", "batch_size: 8\n  wavenet: 1", "training.wavenet=1: no such key"),
         ("name: tiny", "1: tiny", "1"),
@@ -179,7 +157,7 @@ def test_a_wavenets_window_is_whole_frames_of_linear_prediction() -> None:
     model = "kind: wavenet\n  num_stacks: 1\n  layers_per_stack: 2\n  residual_channels: 4\n  skip_channels: 4\n"
     start, end = TEXT.index("kind: "), TEXT.index("optimizer:")
     text = (TEXT[:start] + model + TEXT[end:]).replace("window_length: 256", "window_length: 100")
-    assert parse_recipe(text).model.segment_length == 1
+    assert parse_recipe(text).model.cut_length == 1
     (fault,) = faults(text.replace("kind: wavenet", "kind: wavenet\n  linear_prediction: {}"))
     assert "training.window_length=100 must be a multiple of model.linear_prediction.frame_length=16; try 16" in fault
 
@@ -293,3 +271,19 @@ def test_no_mutation_gets_past_as_anything_but_a_recipe_or_an_input_error(seed: 
             outcomes["read"] = outcomes.get("read", 0) + 1
             assert parse_recipe(recipe.to_yaml()) == recipe
     assert set(outcomes) == {"read", "refused"}
+
+
+def test_a_difference_drops_the_bases_keys_that_another_kind_has_not() -> None:
+    recipe = parse_recipe(TEXT, difference="model: {kind: transformer_xl, d_ff: 96}")
+    assert recipe.model.kind == "transformer_xl"
+    assert (recipe.model.d_model, recipe.model.d_ff) == (96, 96)
+    assert parse_recipe(TEXT, difference="# as the base") == parse()
+    with pytest.raises(InputError, match=r"model.kind=.gru.: must be one of"):
+        parse_recipe(TEXT, difference="model: {kind: gru}")
+    with pytest.raises(InputError, match=r"r: model.compression_rate=2: no such key"):
+        parse_recipe(TEXT, difference="model: {kind: transformer_xl, compression_rate: 2}", name="r")
+
+
+def test_reading_a_recipe_imports_no_torch() -> None:
+    program = "import sys, audio_ct.recipe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -1,1 +1,1 @@
-"""Waveforms: mu-law coding, and audio files read and written in blocks."""
+"""Waveforms: mu-law coding, audio files read and written in blocks, and figures that describe them."""

@@ -5,9 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -37,46 +35,23 @@ Samples = npt.NDArray[np.float32]
 class RejectedAudioError(InputError):
     """An audio file that cannot be used; `reason` is a short category for counting."""
 
-    def __init__(self, message: str, reason: str = "unreadable") -> None:
-        """Keep the one-line message and its category."""
+    def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What an audio file's header says; `num_samples` is per channel, None where the header does not say."""
-
-    path: Path
-    sample_rate_hz: int
-    num_channels: int
-    num_samples: int | None
-    format: str
-    subtype: str
-
-
-def probe(path: str | os.PathLike[str]) -> AudioInfo:
-    """Return what the header of an audio file says, without decoding it.
+def rate_of(path: str | os.PathLike[str]) -> int:
+    """Read the sample rate in Hz of an audio file from its header.
 
     Args:
         path: An audio file of any format that libsndfile reads.
-
-    Returns:
-        Rate, channels, length and format as the header claims them.
 
     Raises:
         MissingError: If there is no such file.
         RejectedAudioError: If it is not a regular file, empty, unreadable, truncated, or of an absurd sample rate.
     """
     with _open(path) as file:
-        return AudioInfo(
-            path=Path(path),
-            sample_rate_hz=file.samplerate,
-            num_channels=file.channels,
-            num_samples=file.frames if file.frames < UNKNOWN_FRAMES else None,
-            format=file.format,
-            subtype=file.subtype,
-        )
+        return int(file.samplerate)
 
 
 def decode_blocks(path: str | os.PathLike[str], block_seconds: float = 10.0) -> Iterator[Samples]:
@@ -91,7 +66,7 @@ def decode_blocks(path: str | os.PathLike[str], block_seconds: float = 10.0) -> 
 
     Raises:
         MissingError: If there is no such file.
-        RejectedAudioError: As `probe` does, and if samples are not finite or far beyond full scale, or if fewer samples
+        RejectedAudioError: As `rate_of` does, if samples are not finite or far beyond full scale, or if fewer samples
             come out than the header promises; the last only once all blocks have been yielded.
     """
     with _open(path) as file:
@@ -156,11 +131,11 @@ def read_blocks(
         MissingError: If there is no such file.
         RejectedAudioError: As `decode_blocks` does.
     """
-    yield from resample_blocks(decode_blocks(path, block_seconds), probe(path).sample_rate_hz, sample_rate_hz)
+    yield from resample_blocks(decode_blocks(path, block_seconds), rate_of(path), sample_rate_hz)
 
 
 def read(path: str | os.PathLike[str], sample_rate_hz: int = 24_000) -> Samples:
-    """Return a whole file as one mono waveform at the wanted rate.
+    """Read a whole file as one mono waveform at the wanted rate.
 
     Args:
         path: An audio file of any format that libsndfile reads.
@@ -177,26 +152,23 @@ def read(path: str | os.PathLike[str], sample_rate_hz: int = 24_000) -> Samples:
 
 
 class AudioWriter:
-    """Writes mono audio as it is made, playable up to the last write when interrupted.
+    """A file of mono audio, written as it is made and playable up to the last write when interrupted.
 
     Of a process that is killed, WAV and FLAC stay readable to the last block, OGG and MP3 to the last page that
     libsndfile passed on; AIFF and CAF name their length only when closed.
+
+    Args:
+        path: The file to write; its suffix names the format (.wav, .flac, .ogg, .mp3, ...).
+        sample_rate_hz: Rate of what will be written.
+        overwrite: Replace a file that exists.
+
+    Raises:
+        InputError: If the suffix is unknown, the format does not take this rate, the file exists, or the folder cannot
+            be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], sample_rate_hz: int, *, overwrite: bool = False) -> None:
-        """Open the file.
-
-        Args:
-            path: The file to write; its suffix names the format (.wav, .flac, .ogg, .mp3, ...).
-            sample_rate_hz: Rate of what will be written.
-            overwrite: Replace a file that exists.
-
-        Raises:
-            InputError: If the suffix is unknown, the format does not take this rate, the file exists, or the folder
-                cannot be written.
-        """
         self.path = Path(path)
-        self.sample_rate_hz = sample_rate_hz
         name = str(self.path)
         container = {"OPUS": "OGG", "OGA": "OGG", "AIF": "AIFF"}.get(suffix := self.path.suffix[1:].upper(), suffix)
         if container not in soundfile.available_formats() or container == "RAW":
@@ -235,13 +207,9 @@ class AudioWriter:
         self._file.close()
 
     def __enter__(self) -> Self:
-        """Return the open writer."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file, whatever happened."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

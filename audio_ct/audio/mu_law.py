@@ -11,7 +11,7 @@ MAXIMUM_BITS = 16
 
 
 def encode(waveform: Float[Tensor, "*shape"], bits: int = 8) -> Integer[Tensor, "*shape"]:
-    """Return the mu-law token of every sample.
+    """Code every sample of a waveform as a mu-law token.
 
     Samples beyond full scale are clamped first: torchaudio maps 1.5 to 264, which would wrap silently in one byte.
 
@@ -38,7 +38,7 @@ def encode(waveform: Float[Tensor, "*shape"], bits: int = 8) -> Integer[Tensor, 
 
 
 def decode(tokens: Integer[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*shape"]:
-    """Return the sample that stands in the middle of each token's interval.
+    """Turn every token into the sample in the middle of its interval.
 
     Args:
         tokens: Tokens from 0 to 2**bits - 1, of any shape and integer type.
@@ -62,13 +62,10 @@ def decode(tokens: Integer[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, "*
 
 
 def silence_token(bits: int = 8) -> int:
-    """Return the token of a sample that is exactly zero: 128 for 8 bits.
+    """The token of a sample that is exactly zero: 128 for 8 bits.
 
     Args:
         bits: Bits per token, 1 to 16.
-
-    Returns:
-        The token, 2**(bits - 1).
 
     Raises:
         InputError: If bits is out of range.

@@ -1,12 +1,10 @@
-"""Two or more checkpoints side by side: likelihood on the same positions, speed, and what they sound like."""
+"""Two or more checkpoints side by side: likelihood on the same positions, speed, and the sound of their samples."""
 
-import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +12,28 @@ import numpy as np
 import torch
 
 from audio_ct import __version__
-from audio_ct.audio.mu_law import decode
+from audio_ct.audio.checks import check
+from audio_ct.audio.statistics import average, long_term_spectrum_db, spectrum_distance_db, statistics
 from audio_ct.errors import InputError
-from audio_ct.evaluation.bootstrap import interval, paired_difference
-from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, coarser_cells, likelihood
-from audio_ct.evaluation.linear_prediction_line import fit_linear_prediction_line
-from audio_ct.evaluation.page import write_page
-from audio_ct.evaluation.reference_lines import fit
-from audio_ct.evaluation.waveform_statistics import (
-    average,
-    check,
-    long_term_spectrum_db,
-    spectrum_distance_db,
-    statistics,
-)
-from audio_ct.models.interface import num_parameters
+from audio_ct.evaluation.bootstrap import paired_difference
+from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, evaluate, summary
+from audio_ct.evaluation.page import make_folder, write_page
+from audio_ct.evaluation.reference_lines import reference_lines
+from audio_ct.models.token_model import num_parameters
 from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
+from audio_ct.record import learning_curve
 from audio_ct.sampling.writing import write_samples
+from audio_ct.tokens.codec import MuLawCodec
 from audio_ct.tokens.store import TokenStore
 
-# Distances from linear predictions are counted on so much of the training split: a few seconds' work.
-LINEAR_PREDICTION_TOKENS = 2_000_000
-# Above it a table of distances stops being small.
-MAX_VOCABULARY_SIZE_LINEAR_PREDICTION = 4096
 # Windows of real speech whose statistics stand for the corpus.
 NUM_REAL_WINDOWS = 40
 
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """What a comparison measures and makes.
+    """The measurements and samples of a comparison.
 
     Attributes:
         split: scored split of the corpus.
@@ -67,63 +56,6 @@ class ComparisonOptions:
     title: str = "Comparison of models of raw speech"
 
 
-def evaluate(
-    model: Pretrained,
-    *,
-    split: str,
-    max_tokens: int | None,
-    cold_start_samples: int,
-    store: Path | None = None,
-    memory: torch.dtype = torch.float32,
-    at_bits: int | None = None,
-) -> tuple[TokenStore, Likelihood]:
-    """Return the store and the likelihood of one model on a split of the corpus that it was trained on.
-
-    With `at_bits` it is the likelihood of the coarser mu-law codes that hold the tokens, so that models of finer and of
-    coarser tokens can be compared; what they read stays as fine as it is.
-
-    Raises:
-        InputError: if the store is not the one the model was trained on, or has no finer mu-law tokens.
-    """
-    opened = model.open_store(store)
-    if at_bits is not None and (model.encoding != "mu-law" or not 1 <= at_bits <= model.bits):
-        raise InputError(
-            f"at-bits={at_bits} must be from 1 to {model.bits}, the bits of mu-law tokens; {model.label} is a model "
-            f"of {model.encoding} tokens; leave it out."
-        )
-    evaluation = model.recipe.evaluation
-    device = next(model.model.parameters()).device
-    return opened, likelihood(
-        model.model,
-        opened,
-        split,
-        choose_recordings(opened, split, max_tokens),
-        start_token=opened.start_token,
-        batch_size=evaluation.batch_size,
-        window_length=evaluation.window_length,
-        cold_start_samples=cold_start_samples,
-        device=device,
-        precision=getattr(torch, model.recipe.training.precision),
-        memory=memory,
-        cells=None if at_bits is None else coarser_cells(model.bits, at_bits),
-    )
-
-
-def summary(result: Likelihood, split: str, seed: int = 0) -> dict[str, Any]:
-    """Return what `audio-ct evaluate` reports of a likelihood."""
-    scored = result.tokens > 0
-    return {
-        "split": split,
-        "bits_per_sample": result.bits_per_sample,
-        "interval": interval(result.bits[scored], result.tokens[scored], seed=seed),
-        "tokens": int(result.tokens.sum()),
-        "recordings": int(scored.sum()),
-        "cold_start_bits_per_sample": result.cold_start_bits_per_sample,
-        "cold_start_tokens": int(result.cold_tokens.sum()),
-        "evaluation_tokens_per_second": result.tokens_per_second,
-    }
-
-
 def compare(
     checkpoints: Sequence[Path],
     out: Path,
@@ -132,7 +64,7 @@ def compare(
     device: torch.device,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Score, sample and lay side by side; return the page, `out`/index.html.
+    """Score models, sample from them and lay all of it side by side on a page, `out`/index.html.
 
     Args:
         checkpoints: checkpoints or run folders, of models trained on the same store.
@@ -145,79 +77,28 @@ def compare(
         InputError: if models were trained on different corpora or on bytes, or `out` cannot be written.
     """
     models = [load(path, device) for path in checkpoints]
-    sample_rate_hz = _sample_rate_hz(models)
+    codec = _common_codec(models)
     names = _names(models)
-    _refuse_different_corpora(models)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(out)!r} cannot be made: {error.strerror}; choose a writable place.") from error
-    samples_folder = out / "samples"
+    make_folder(out)
+    store = models[0].open_store(options.store)
+    real = _real_speech(store, codec, options)
     results: list[Likelihood] = []
     entries: list[dict[str, Any]] = []
-    real: dict[str, Any] = {}
     for name, model in zip(names, models, strict=True):
-        store, result = evaluate(
+        _, result = evaluate(
             model,
             split=options.split,
             max_tokens=options.max_tokens,
             cold_start_samples=options.cold_start_samples,
             store=options.store,
         )
-        if not real:
-            real = _real(store, options, sample_rate_hz)
+        report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
+        generated = _generated_speech(model, codec, name, out / "samples", options)
+        report(f"{name}: {options.num_waveforms} waveforms of {options.seconds:g} s in {generated['seconds']:.1f} s")
         results.append(result)
-        figures = summary(result, options.split, options.seed)
-        report(f"{name}: {figures['bits_per_sample']:.4f} bits per sample on {figures['tokens']:,} samples")
-        began = time.perf_counter()
-        samples = write_samples(
-            model.model,
-            samples_folder,
-            stem=name.replace("/", "-"),
-            sample_rate_hz=sample_rate_hz,
-            bits=model.bits,
-            num_waveforms=options.num_waveforms,
-            seconds=options.seconds,
-            seed=options.seed,
-            device=device,
-            about={"checkpoint": model.label, "recipe": model.recipe.name},
-            overwrite=True,
-        )
-        seconds = time.perf_counter() - began
-        report(f"{name}: {options.num_waveforms} waveforms of {options.seconds:g} s in {seconds:.1f} s")
-        waveforms = [sample.waveform for sample in samples]
-        spectrum = long_term_spectrum_db(waveforms, sample_rate_hz)
-        entries.append(
-            {
-                "name": name,
-                "kind": model.recipe.model.kind,
-                "parameters": num_parameters(model.model),
-                "bits_per_sample": figures["bits_per_sample"],
-                "interval": figures["interval"],
-                "cold_start_bits_per_sample": figures["cold_start_bits_per_sample"],
-                "trained_tokens": model.manifest.tokens,
-                "training_tokens_per_second": model.manifest.metrics.get("training_tokens_per_second"),
-                "evaluation_tokens_per_second": figures["evaluation_tokens_per_second"],
-                "sampling_samples_per_second": sum(map(len, waveforms)) / seconds,
-                "checkpoint": model.label,
-                "recipe_name": model.recipe.name,
-                "seed": model.recipe.seed,
-                "curve": learning_curve(model.path),
-                "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
-                "spectrum_distance_db": spectrum_distance_db(spectrum, real["spectrum"]),
-                "recordings": [
-                    {"name": recording, "bits_per_sample": bits / tokens, "tokens": int(tokens)}
-                    for recording, bits, tokens in zip(result.names, result.bits, result.tokens, strict=True)
-                    if tokens
-                ],
-                "samples": [
-                    {"label": f"seed {options.seed + i}", "waveform": sample.waveform, "warnings": sample.warnings}
-                    for i, sample in enumerate(samples)
-                ],
-            }
-        )
+        entries.append(_describe(name, model, result, generated, real, options))
     report("counting for the reference lines")
-    lines = _reference_lines(store, options)
+    recordings = choose_recordings(store, options.split, options.max_tokens)
     comparison = {
         "title": options.title,
         "split": options.split,
@@ -229,9 +110,9 @@ def compare(
         "version": __version__,
         "commit": commit(),
         "synthetic": bool(store.corpus.get("synthetic", False)),
-        "sample_rate_hz": sample_rate_hz,
-        "bits": store.bits,
-        "reference_lines": lines,
+        "sample_rate_hz": codec.sample_rate_hz,
+        "bits": codec.bits,
+        "reference_lines": reference_lines(store, options.split, recordings, options.cold_start_samples),
         "models": entries,
         "differences": _differences(names, results, options.seed),
         "notes": _notes(models, device),
@@ -241,100 +122,124 @@ def compare(
 
 
 def _names(models: Sequence[Pretrained]) -> list[str]:
-    """Return a name for each model: its recipe's, numbered where several share one."""
-    counts = Counter(model.recipe.name for model in models)
-    seen: Counter[str] = Counter()
-    names = []
-    for model in models:
-        name = model.recipe.name
-        seen[name] += 1
-        names.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
-    return names
+    """The models' names: those of their recipes, numbered where several share one."""
+    names = [model.recipe.name for model in models]
+    return [
+        f"{name}-{names[: index + 1].count(name)}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
-def _sample_rate_hz(models: Sequence[Pretrained]) -> int:
-    """Return the rate of the models' waveforms; raise InputError for a model of bytes, of which there is no audio."""
-    rates_hz = []
+def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
+    """The codec of all models; refuse models of bytes, and models of several stores or of several clips of one."""
+    first = models[0]
     for model in models:
-        if model.sample_rate_hz is None:
+        if not isinstance(model.codec, MuLawCodec):
             raise InputError(
                 f"{model.label} is a model of bytes, and the page of a comparison is for listening; measure each by "
                 "`audio-ct evaluate`."
             )
-        rates_hz.append(model.sample_rate_hz)
-    return rates_hz[0]
-
-
-def _refuse_different_corpora(models: Sequence[Pretrained]) -> None:
-    """Raise InputError unless all models were trained on one store, the same clip of it included."""
-    first = models[0]
-    for other in models[1:]:
-        if other.manifest.store_digest != first.manifest.store_digest:
+        if model.manifest.store_digest != first.manifest.store_digest:
             raise InputError(
-                f"{other.label} was trained on another corpus than {first.label} "
-                f"({other.recipe.corpus.store!r}, {first.recipe.corpus.store!r}); compare models of one store."
+                f"{model.label} was trained on another corpus than {first.label} "
+                f"({model.recipe.corpus.store!r}, {first.recipe.corpus.store!r}); compare models of one store."
             )
+    assert isinstance(first.codec, MuLawCodec)
+    return first.codec
 
 
-def _real(store: TokenStore, options: ComparisonOptions, sample_rate_hz: int) -> dict[str, Any]:
-    """Return statistics, spectrum and samples of real speech, passed through mu-law as the models hear it."""
-    num_samples = round(options.seconds * sample_rate_hz)
+def _real_speech(store: TokenStore, codec: MuLawCodec, options: ComparisonOptions) -> dict[str, Any]:
+    """Statistics, spectrum and samples of real speech, through mu-law as the models hear it."""
+    num_samples = codec.num_tokens(seconds=options.seconds)
     recordings = store.recordings(options.split)
     long_enough = [recording for recording in recordings if recording.length >= num_samples] or list(recordings)
-    windows = []
+    labels, waveforms = [], []
     for turn in range(NUM_REAL_WINDOWS):
         recording = long_enough[turn % len(long_enough)]
         # A different place in the recording at each turn, spread by the golden ratio.
         start = int((turn * 0.618 + 0.3) % 1 * max(0, recording.length - num_samples))
         tokens = store.tokens(options.split, recording, start, min(start + num_samples, recording.length))
-        waveform = decode(torch.from_numpy(tokens.astype(np.int64)), store.bits).numpy()
-        windows.append((recording.name, waveform))
-    waveforms = [waveform for _, waveform in windows]
+        labels.append(recording.name)
+        waveforms.append(codec.decode(tokens))
+    samples = [
+        {"label": label, "waveform": waveform, "warnings": check(waveform, codec.sample_rate_hz)}
+        for label, waveform in islice(zip(labels, waveforms, strict=True), options.num_waveforms)
+    ]
+    return _measured(waveforms, codec) | {"samples": samples}
+
+
+def _generated_speech(
+    model: Pretrained, codec: MuLawCodec, name: str, folder: Path, options: ComparisonOptions
+) -> dict[str, Any]:
+    """Statistics, spectrum and samples of waveforms that a model writes, and the seconds that it takes."""
+    began = time.perf_counter()
+    written = write_samples(
+        model.model,
+        codec,
+        folder,
+        stem=name.replace("/", "-"),
+        num=options.num_waveforms,
+        num_tokens=codec.num_tokens(seconds=options.seconds),
+        seed=options.seed,
+        about={"checkpoint": model.label, "recipe": model.recipe.name},
+        overwrite=True,
+    )
+    seconds = time.perf_counter() - began
+    waveforms = [codec.decode(sample.tokens) for sample in written]
+    samples = [
+        {"label": f"seed {options.seed + i}", "waveform": waveform, "warnings": sample.warnings}
+        for i, (sample, waveform) in enumerate(zip(written, waveforms, strict=True))
+    ]
+    return _measured(waveforms, codec) | {"samples": samples, "seconds": seconds}
+
+
+def _describe(
+    name: str,
+    model: Pretrained,
+    result: Likelihood,
+    generated: dict[str, Any],
+    real: dict[str, Any],
+    options: ComparisonOptions,
+) -> dict[str, Any]:
+    """All that the page shows of a model."""
+    figures = summary(result, options.split, options.seed)
+    num_samples = sum(len(sample["waveform"]) for sample in generated["samples"])
     return {
-        "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
-        "spectrum": long_term_spectrum_db(waveforms, sample_rate_hz),
-        "samples": [
-            {"label": name, "waveform": waveform, "warnings": check(waveform, sample_rate_hz)}
-            for name, waveform in windows[: options.num_waveforms]
+        "name": name,
+        "kind": model.recipe.model.kind,
+        "parameters": num_parameters(model.model),
+        "bits_per_sample": figures["bits_per_sample"],
+        "interval": figures["interval"],
+        "cold_start_bits_per_sample": figures["cold_start_bits_per_sample"],
+        "trained_tokens": model.manifest.tokens,
+        "training_tokens_per_second": model.manifest.metrics.get("training_tokens_per_second"),
+        "evaluation_tokens_per_second": figures["evaluation_tokens_per_second"],
+        "sampling_samples_per_second": num_samples / generated["seconds"],
+        "checkpoint": model.label,
+        "recipe_name": model.recipe.name,
+        "seed": model.recipe.seed,
+        "curve": learning_curve(model.path),
+        "statistics": generated["statistics"],
+        "spectrum_distance_db": spectrum_distance_db(generated["spectrum"], real["spectrum"]),
+        "recordings": [
+            {"name": recording, "bits_per_sample": bits / tokens, "tokens": int(tokens)}
+            for recording, bits, tokens in zip(result.names, result.bits, result.tokens, strict=True)
+            if tokens
         ],
+        "samples": generated["samples"],
     }
 
 
-def _reference_lines(store: TokenStore, options: ComparisonOptions) -> dict[str, float | None]:
-    """Return bits per sample of what needs no network, on the positions on which the models are scored."""
-    start_token = store.start_token
-    scored = [
-        store.tokens(options.split, recording)
-        for recording in choose_recordings(store, options.split, options.max_tokens)
-    ]
-    train = (store.tokens("train", recording) for recording in store.recordings("train"))
-    counted = fit(train, store.vocabulary_size, start_token=start_token)
-    lines = counted.bits_per_sample(scored, first_scored=options.cold_start_samples)
-    if store.vocabulary_size > MAX_VOCABULARY_SIZE_LINEAR_PREDICTION:
-        return lines | {"linear_prediction": None}
-    part = (
-        store.tokens("train", recording, 0, min(recording.length, LINEAR_PREDICTION_TOKENS))
-        for recording in choose_recordings(store, "train", LINEAR_PREDICTION_TOKENS)
-    )
-    predicted = fit_linear_prediction_line(part, store.vocabulary_size, start_token=start_token)
-    return lines | {"linear_prediction": predicted.bits_per_sample(scored, options.cold_start_samples)}
-
-
-def learning_curve(checkpoint: Path) -> list[dict[str, float | None]]:
-    """Return the whole run's learning curve, from the record beside the checkpoint; empty where there is none."""
-    record = checkpoint.parent.parent / "metrics.jsonl"
-    if not record.is_file():
-        return []
-    points = []
-    for line in record.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        training, validation = values.get("training_bits_per_sample"), values.get("validation_bits_per_sample")
-        if training is not None or validation is not None:
-            points.append({"tokens": values["tokens"], "training_bits": training, "validation_bits": validation})
-    return points
+def _measured(waveforms: Sequence[np.ndarray], codec: MuLawCodec) -> dict[str, Any]:
+    """Average statistics and the long-term spectrum."""
+    return {
+        "statistics": average(statistics(waveform, codec.sample_rate_hz) for waveform in waveforms),
+        "spectrum": long_term_spectrum_db(waveforms, codec.sample_rate_hz),
+    }
 
 
 def _differences(names: Sequence[str], results: Sequence[Likelihood], seed: int) -> list[dict[str, Any]]:
+    """Paired differences of all pairs of models, on the recordings that are scored."""
     scored = results[0].tokens > 0
     differences = []
     for (name_a, a), (name_b, b) in combinations(zip(names, results, strict=True), 2):
@@ -344,7 +249,7 @@ def _differences(names: Sequence[str], results: Sequence[Likelihood], seed: int)
 
 
 def _notes(models: Sequence[Pretrained], device: torch.device) -> list[str]:
-    """Return what makes the comparison less than fair, and where it was run."""
+    """The machine that the comparison ran on, and all that makes it less than fair."""
     notes = [f"Evaluation and sampling ran on {device.type} with {torch.get_num_threads()} threads."]
     for label, values in (
         ("tokens trained", [model.manifest.tokens for model in models]),

@@ -1,15 +1,16 @@
 """Bits per sample of a model on recordings: every model is scored on exactly the same positions.
 
-Each recording is read from a cold start, the code of silence first. Its first samples, where a model has next to no
+Each recording is read from a cold start, the codec's start token first. Its first samples, where a model has next to no
 past, are scored apart, and every later sample once.
 """
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,22 +19,64 @@ from torch import Tensor
 
 from audio_ct.audio.mu_law import decode, encode
 from audio_ct.errors import InputError
-from audio_ct.models.interface import State, TokenModel, select_lanes
+from audio_ct.evaluation.bootstrap import interval
+from audio_ct.models.stage import State, select_lanes
+from audio_ct.models.token_model import TokenModel
+from audio_ct.pretrained import Pretrained
+from audio_ct.recipe import Recipe
 from audio_ct.tokens.store import Recording, TokenStore
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Sizes and number types with which recordings are read; the sizes do not change the bits beyond rounding.
+
+    Attributes:
+        batch_size: recordings read side by side.
+        window_length: tokens read at once, rounded up to whole segments.
+        precision: of autocast; float32 for none.
+        memory: type of the states.
+    """
+
+    batch_size: int
+    window_length: int
+    precision: torch.dtype = torch.float32
+    memory: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, memory: torch.dtype = torch.float32) -> Self:
+        """The reading that a recipe asks for."""
+        precision = getattr(torch, recipe.training.precision)
+        return cls(recipe.evaluation.batch_size, recipe.evaluation.window_length, precision, memory)
+
+
+@dataclass(frozen=True)
+class ScoredWindow:
+    """A part of a recording and the cost of its samples.
+
+    Attributes:
+        recording: its index among those that are scored.
+        start: the part's first sample in the recording.
+        bits: of each sample [samples], float32.
+    """
+
+    recording: int
+    start: int
+    bits: np.ndarray
+
+
+@dataclass(frozen=True)
 class Likelihood:
-    """Total bits of each recording, one entry a recording in the store's order.
+    """Total bits of each recording, one entry for each in the store's order.
 
     Attributes:
         names: of the recordings.
         bits: of the scored samples.
-        tokens: how many samples were scored.
+        tokens: number of scored samples.
         cold_bits: of the first samples, which are not in `bits`.
-        cold_tokens: how many those are.
+        cold_tokens: number of those.
         tokens_per_second: samples read by the wall clock, cold ones included.
     """
 
@@ -56,7 +99,7 @@ class Likelihood:
 
 
 def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
-    """Return a split's recordings, or whole ones spread over it until they hold `max_tokens`; in the store's order.
+    """Take a split's recordings, or whole ones spread over it until they hold `max_tokens`; in the store's order.
 
     They are taken by steps of the golden ratio through the split, so that any number of them is spread evenly.
     """
@@ -69,19 +112,19 @@ def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> 
     return tuple(recordings[index] for index in sorted(turns[:enough]))
 
 
-@dataclass(frozen=True)
-class ScoredWindow:
-    """A part of a recording and what its samples cost.
+def longer_than(recordings: tuple[Recording, ...], cold_start_samples: int, split: str) -> tuple[Recording, ...]:
+    """Keep the recordings that have samples after their cold start.
 
-    Attributes:
-        recording: its index among those that are scored.
-        start: the part's first sample in the recording.
-        bits: of each sample [samples], float32.
+    Raises:
+        InputError: if there are none.
     """
-
-    recording: int
-    start: int
-    bits: np.ndarray
+    longer = tuple(recording for recording in recordings if recording.length > cold_start_samples)
+    if not longer:
+        raise InputError(
+            f"cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split {split!r} is "
+            "longer; lower it."
+        )
+    return longer
 
 
 @torch.no_grad()
@@ -90,76 +133,59 @@ def scored_windows(
     store: TokenStore,
     split: str,
     recordings: tuple[Recording, ...],
+    reading: Reading,
     *,
-    start_token: int,
-    batch_size: int,
-    window_length: int,
-    device: torch.device,
-    precision: torch.dtype,
-    memory: torch.dtype = torch.float32,
     alter: Callable[[State], State] | None = None,
     cells: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[ScoredWindow]:
-    """Read recordings from a cold start each and yield what their samples cost, window by window.
+    """Read recordings from a cold start each and yield the cost of their samples, window by window.
 
-    A batch row takes the next recording as soon as its last one is done. Neither batch_size nor window_length changes
-    the bits beyond rounding.
+    A lane takes the next recording as soon as its last one is done.
 
     Args:
         model: any model; left in evaluation mode.
         store: the token store.
-        split: which of its splits.
-        recordings: which of the split's recordings.
-        start_token: stands before the first token of each recording.
-        batch_size: recordings read side by side.
-        window_length: tokens read at once, rounded up to whole segments.
-        device: where the model is.
-        precision: of autocast; float32 for none.
-        memory: type of the states.
-        alter: what is done to the state that a window is predicted from; what is carried on stays as it was.
+        split: one of its splits.
+        recordings: some of the split's.
+        reading: how many tokens are read at once.
+        alter: changes the state that a window is predicted from; the state that is carried on stays as it was.
         cells: score the coarser cell that holds each token instead of the token, see `coarser_cells`.
     """
     model.eval()
-    window = math.ceil(window_length / model.segment_length) * model.segment_length
-    num_lanes = min(batch_size, len(recordings))
-    # The longest first, so that the last rows end at about the same time.
-    waiting = deque(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
-    reading: list[tuple[int, int] | None] = [(waiting.popleft(), 0) for _ in range(num_lanes)]
-    initial = model.initial_state(num_lanes, device, memory)
+    device = next(model.parameters()).device
+    window = math.ceil(reading.window_length / model.segment_length) * model.segment_length
+    # The longest first, so that the last lanes end at about the same time.
+    waiting = iter(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
+
+    def lane() -> Iterator[tuple[int, int, int]]:
+        for index in waiting:
+            length = recordings[index].length
+            for start in range(0, length, window):
+                yield index, start, min(start + window, length)
+
+    num_lanes = min(reading.batch_size, len(recordings))
+    initial = model.initial_state(num_lanes, device, reading.memory)
     state = initial
-    while any(reading):
+    for spans in zip_longest(*(lane() for _ in range(num_lanes))):
         inputs = np.zeros((num_lanes, window), dtype=np.int64)
         targets = np.full((num_lanes, window), -1, dtype=np.int64)
-        fresh = torch.zeros(num_lanes, dtype=torch.bool)
-        for lane, place in enumerate(reading):
-            if place is None:
-                continue
-            index, start = place
-            fresh[lane] = start == 0
-            recording = recordings[index]
-            stop = min(start + window, recording.length)
-            tokens = store.tokens(split, recording, max(start - 1, 0), stop).astype(np.int64)
+        reads = [(row, span) for row, span in enumerate(spans) if span is not None]
+        for row, (index, start, stop) in reads:
+            tokens = store.tokens(split, recordings[index], max(start - 1, 0), stop).astype(np.int64)
             if start == 0:
-                tokens = np.concatenate([[start_token], tokens])
-            inputs[lane, : stop - start], targets[lane, : stop - start] = tokens[:-1], tokens[1:]
+                tokens = np.concatenate([[store.start_token], tokens])
+            inputs[row, : stop - start], targets[row, : stop - start] = tokens[:-1], tokens[1:]
+        fresh = torch.tensor([span is not None and span[1] == 0 for span in spans])
         if fresh.any():
             state = select_lanes(fresh.to(device), initial, state)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            output = model(torch.from_numpy(inputs).to(device), state)
-            if alter is not None:
-                output = replace(model(torch.from_numpy(inputs).to(device), alter(state)), state=output.state)
+        read = torch.from_numpy(inputs).to(device)
+        with torch.autocast(device.type, reading.precision, enabled=reading.precision != torch.float32):
+            output = model(read, state)
+            logits = output.logits if alter is None else model(read, alter(state)).logits
         state = output.state
-        window_bits = _bits(model, output.logits, torch.from_numpy(targets), cells).cpu().numpy()
-        for lane, place in enumerate(reading):
-            if place is None:
-                continue
-            index, start = place
-            stop = min(start + window, recordings[index].length)
-            yield ScoredWindow(index, start, window_bits[lane, : stop - start])
-            if stop < recordings[index].length:
-                reading[lane] = (index, stop)
-            else:
-                reading[lane] = (waiting.popleft(), 0) if waiting else None
+        bits = _bits(model, logits, torch.from_numpy(targets), cells).cpu().numpy()
+        for row, (index, start, stop) in reads:
+            yield ScoredWindow(index, start, bits[row, : stop - start])
 
 
 def likelihood(
@@ -167,49 +193,116 @@ def likelihood(
     store: TokenStore,
     split: str,
     recordings: tuple[Recording, ...],
+    reading: Reading,
     *,
     cold_start_samples: int,
-    **reading: Any,
+    cells: tuple[Tensor, Tensor] | None = None,
 ) -> Likelihood:
     """Score recordings of a split under a model.
 
     Args:
         model: any model; left in evaluation mode.
         store: the token store.
-        split: which of its splits.
-        recordings: which of the split's recordings.
+        split: one of its splits.
+        recordings: some of the split's.
+        reading: how many tokens are read at once.
         cold_start_samples: first samples of each recording that are scored apart.
-        reading: how they are read, see `scored_windows`.
+        cells: see `scored_windows`.
 
     Raises:
         InputError: if no recording is longer than the cold start.
     """
-    if not any(recording.length > cold_start_samples for recording in recordings):
-        raise InputError(
-            f"evaluation.cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split "
-            f"{split!r} is longer; lower it."
-        )
+    longer_than(recordings, cold_start_samples, split)
+    # Row 0 for the scored samples, row 1 for the cold ones.
     bits = np.zeros((2, len(recordings)))
     counts = np.zeros((2, len(recordings)), dtype=np.int64)
     began = time.perf_counter()
-    for window in scored_windows(model, store, split, recordings, **reading):
+    for window in scored_windows(model, store, split, recordings, reading, cells=cells):
         cold = min(max(cold_start_samples - window.start, 0), len(window.bits))
         for row, part in enumerate((window.bits[cold:], window.bits[:cold])):
             bits[row, window.recording] += part.sum(dtype=np.float64)
             counts[row, window.recording] += len(part)
     seconds = time.perf_counter() - began
-    return Likelihood(
-        names=tuple(recording.name for recording in recordings),
-        bits=bits[0],
-        tokens=counts[0],
-        cold_bits=bits[1],
-        cold_tokens=counts[1],
-        tokens_per_second=float(counts.sum() / seconds),
+    names = tuple(recording.name for recording in recordings)
+    return Likelihood(names, bits[0], counts[0], bits[1], counts[1], tokens_per_second=float(counts.sum() / seconds))
+
+
+def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, float | None]:
+    """Measure a model in training on the validation split, as its recipe says; metrics for the tracker."""
+    recordings = choose_recordings(store, "validation", recipe.evaluation.max_validation_tokens)
+    cold_start_samples = recipe.evaluation.cold_start_samples
+    found = likelihood(
+        model, store, "validation", recordings, Reading.of(recipe), cold_start_samples=cold_start_samples
+    )
+    return {
+        "validation_bits_per_sample": found.bits_per_sample,
+        "validation_cold_start_bits_per_sample": found.cold_start_bits_per_sample,
+        "validation_tokens_per_second": found.tokens_per_second,
+    }
+
+
+def evaluate(
+    model: Pretrained,
+    *,
+    split: str,
+    max_tokens: int | None,
+    cold_start_samples: int,
+    store: Path | None = None,
+    memory: torch.dtype = torch.float32,
+    at_bits: int | None = None,
+) -> tuple[TokenStore, Likelihood]:
+    """Score a trained model on a split of its corpus.
+
+    Args:
+        model: the model.
+        split: of the corpus that it was trained on.
+        max_tokens: whole recordings, spread over the split, until they hold so many samples; None for all.
+        cold_start_samples: first samples of each recording, scored apart.
+        store: the token store, where it is no longer where the recipe says.
+        memory: type of the states.
+        at_bits: score the mu-law codes of so few bits that hold the tokens, so that models of finer and of coarser
+            tokens can be compared; the model reads tokens as fine as ever.
+
+    Returns:
+        The opened store and the likelihood.
+
+    Raises:
+        InputError: if the store is not the one the model was trained on, or has no finer mu-law tokens.
+    """
+    opened, codec = model.open_store(store), model.codec
+    if at_bits is not None and (codec.encoding != "mu-law" or not 1 <= at_bits <= codec.bits):
+        raise InputError(
+            f"at-bits={at_bits} must be from 1 to {codec.bits}, the bits of mu-law tokens; {model.label} is a model "
+            f"of {codec.encoding} tokens; leave it out."
+        )
+    return opened, likelihood(
+        model.model,
+        opened,
+        split,
+        choose_recordings(opened, split, max_tokens),
+        Reading.of(model.recipe, memory=memory),
+        cold_start_samples=cold_start_samples,
+        cells=None if at_bits is None else coarser_cells(codec.bits, at_bits),
     )
 
 
+def summary(result: Likelihood, split: str, seed: int = 0) -> dict[str, Any]:
+    """The figures that `audio-ct evaluate` prints of a likelihood; `seed` is of the bootstrap."""
+    scored = result.tokens > 0
+    return {
+        "split": split,
+        "bits_per_sample": result.bits_per_sample,
+        "interval": interval(result.bits[scored], result.tokens[scored], seed=seed),
+        "tokens": int(result.tokens.sum()),
+        "recordings": int(scored.sum()),
+        "cold_start_bits_per_sample": result.cold_start_bits_per_sample,
+        "cold_start_tokens": int(result.cold_tokens.sum()),
+        "evaluation_tokens_per_second": result.tokens_per_second,
+    }
+
+
 def coarser_cells(bits: int, at_bits: int) -> tuple[Int[Tensor, " vocabulary"], Int[Tensor, " vocabulary"]]:
-    """Return the first and the last of the tokens that have the same code at fewer bits, for each mu-law token.
+    """For each mu-law token, the first and the last of the tokens that have the same code at fewer bits.
 
     Example: of 3 bits at 2, tokens 0 to 7 have the codes 0 1 1 1 2 2 2 3; those from 1 to 3 have first 1 and last 3.
     """
@@ -220,8 +313,8 @@ def coarser_cells(bits: int, at_bits: int) -> tuple[Int[Tensor, " vocabulary"], 
 
 
 def _bits(model: TokenModel, logits: Tensor, targets: Tensor, cells: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return -log2 of the probability of each target, or of its cell [batch, time]; 0 where a target is -1."""
+    """-log2 of the probability of each target, or of its cell [batch, time]; 0 where a target is -1."""
     if cells is None:
-        return model.nats(logits, targets.to(logits.device)) / math.log(2)
+        return model.head.nats(logits, targets.to(logits.device)) / math.log(2)
     first, last = (table[targets].masked_fill(targets < 0, -1).to(logits.device) for table in cells)
-    return model.nats_between(logits, first, last) / math.log(2)
+    return model.head.nats_between(logits, first, last) / math.log(2)

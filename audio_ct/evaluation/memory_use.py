@@ -1,146 +1,159 @@
-"""How a model uses its memories: where attention goes, what compression loses, and what the bits say without them."""
+"""Use of a model's memories: where attention goes, what compression loses, and the bits per sample without them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from audio_ct.evaluation.likelihood import scored_windows
-from audio_ct.models.interface import MemoryModel, State, TokenModel
-from audio_ct.models.memory import MEMORY_NAMES
+from audio_ct.errors import InputError
+from audio_ct.evaluation.likelihood import Reading, scored_windows
+from audio_ct.models.compression import attention_reconstruction
+from audio_ct.models.compressive_transformer import CompressiveLayer
+from audio_ct.models.stage import State, flatten, unflatten
+from audio_ct.models.token_model import TokenModel
 from audio_ct.tokens.store import Recording, TokenStore
 
+MAX_LANES = 8
 NUM_BUCKETS = 6
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Where attention goes, averaged over heads, samples and segments that have their memories full.
+class LayerUse:
+    """The use that a layer makes of its memories, averaged over heads, samples and segments.
 
     Attributes:
-        received: by layer, the weight that each key received from a sample that sees it [keys]; keys are those of the
-            layer's memories, oldest first, then the segment's own.
-        shares: by layer, the share of all attention that each kind of key received, by kind.
-        compression_losses: by layer that compresses, the mean attention-reconstruction loss.
-        num_segments: segments that were read.
+        keys: (kind, number of keys) in the order of the layer's keys, oldest first; kinds without keys are left out.
+        weights: the attention that each key received from a sample that sees it [keys].
+        shares: the share of all attention that each kind of key received, by kind.
+        compression_loss: mean square of attention reconstruction; None where nothing is compressed.
     """
 
-    received: list[np.ndarray]
-    shares: list[dict[str, float]]
-    compression_losses: dict[int, float]
-    num_segments: int
+    keys: list[tuple[str, int]]
+    weights: np.ndarray
+    shares: dict[str, float]
+    compression_loss: float | None
 
 
-def kinds_of_keys(model: MemoryModel, layer: int) -> list[tuple[str, int]]:
-    """Return (kind, number of keys) of a layer in the order of its keys; kinds of length 0 are left out."""
-    shape = model.memory_shapes[layer]
-    lengths = (shape.memory_length, *shape.compressed_lengths)
-    tiers = [(MEMORY_NAMES[tier], length) for tier, length in reversed(list(enumerate(lengths)))]
-    return [(kind, length) for kind, length in [*tiers, ("segment", shape.segment_length)] if length]
+class _Watch:
+    """A hook that sums up what happens in a layer, segment by segment."""
+
+    def __init__(self, layer: CompressiveLayer) -> None:
+        num_keys = layer.shape.num_past + layer.shape.segment_length
+        self.layer = layer
+        self.num_segments = 0
+        self.received = torch.zeros(num_keys, dtype=torch.float64, device=layer.attention_norm.weight.device)
+        self.loss = 0.0
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, State], output: Any) -> None:
+        """Add the segment that the layer has just read."""
+        h, state = inputs
+        x, q, k, _ = self.layer.queries_keys_values(h, state)
+        received = self.layer.attention.received(q, k)
+        self.num_segments += 1
+        self.received += received.double().mean(dim=0)
+        if self.layer.compressor is not None:
+            _, old_mem, new_cmem = self.layer.remember(x, state, received if self.layer.counts_usage else None)
+            self.loss += float(attention_reconstruction(self.layer.attention, x, old_mem, new_cmem, "mean_square"))
+
+    def use(self) -> LayerUse:
+        """The averages."""
+        shape, length = self.layer.shape, self.layer.shape.segment_length
+        kinds = (("compressed_memory", shape.compressed_length), ("memory", shape.memory_length), ("segment", length))
+        keys = [(kind, number) for kind, number in kinds if number]
+        mean = (self.received / self.num_segments).cpu().numpy()
+        parts = np.split(mean, np.cumsum([number for _, number in keys])[:-1])
+        shares = {kind: float(part.sum()) for (kind, _), part in zip(keys, parts, strict=True)}
+        # A key of the segment is seen by itself and by those after it only.
+        mean[-length:] /= np.arange(length, 0, -1) / length
+        return LayerUse(keys, mean, shares, None if self.layer.compressor is None else self.loss / self.num_segments)
+
+
+def memory_layers(model: nn.Module) -> list[CompressiveLayer]:
+    """The layers of a model that have memories, in order."""
+    layers = [module for module in model.modules() if isinstance(module, CompressiveLayer)]
+    return [layer for layer in layers if layer.shape.num_past]
 
 
 @torch.no_grad()
-def look_at_attention(
-    model: MemoryModel,
-    store: TokenStore,
-    split: str,
-    recordings: Sequence[Recording],
-    *,
-    start_token: int,
-    device: torch.device,
-    max_segments: int = 256,
-) -> Attention:
-    """Read the longest recordings side by side and return where attention went once their memories were full.
+def look_at_memories(
+    model: TokenModel, store: TokenStore, split: str, recordings: Sequence[Recording], *, max_segments: int = 256
+) -> tuple[list[LayerUse], int]:
+    """Read the longest recordings side by side and watch the layers once their memories are full.
 
     Args:
-        model: a model with memories.
+        model: a model with memories; left in evaluation mode.
         store: the token store.
-        split: which of its splits.
+        split: one of its splits.
         recordings: of which up to 8 are read, at least half as long as the longest, as far as the shortest goes.
-        start_token: stands before the first token of each recording.
-        device: where the model is.
         max_segments: read at most so many segments after memories are full.
 
+    Returns:
+        The use of each layer, and the number of segments that it is averaged over.
+
     Raises:
-        ValueError: if no recording fills the memories.
+        InputError: if no recording fills the memories.
     """
     model.eval()
-    shapes, length = model.memory_shapes, model.segment_length
-    warm_up = max((int(shape.filled_after().max()) for shape in shapes if shape.num_past), default=0)
+    layers, length = memory_layers(model), model.segment_length
+    device = next(model.parameters()).device
+    warm_up = max(int(layer.shape.filled_after().max()) for layer in layers)
     longest = sorted(recordings, key=lambda recording: -recording.length)
     shortest = max(longest[0].length / 2, (warm_up + 1) * length + 1)
-    lanes = [each for each in longest[:8] if each.length >= shortest] or longest[:1]
+    lanes = [each for each in longest[:MAX_LANES] if each.length >= shortest] or longest[:1]
     num_segments = min(lanes[-1].length // length, warm_up + max_segments)
     if num_segments <= warm_up:
-        raise ValueError(
-            f"the longest recording has {lanes[0].length} samples, fewer than the {(warm_up + 1) * length} that fill "
-            "the memories"
+        raise InputError(
+            f"split={split!r}: the longest recording has {lanes[0].length} samples, fewer than the "
+            f"{(warm_up + 1) * length} that fill the memories; choose another split or more of it."
         )
     streams = np.stack([store.tokens(split, each, 0, num_segments * length).astype(np.int64) for each in lanes])
-    inputs = torch.from_numpy(np.pad(streams, ((0, 0), (1, 0)), constant_values=start_token)[:, :-1]).to(device)
+    inputs = np.pad(streams, ((0, 0), (1, 0)), constant_values=store.start_token)[:, :-1]
     state = model.initial_state(len(lanes), device)
-    received = [torch.zeros(shape.num_past + length, dtype=torch.float64, device=device) for shape in shapes]
-    losses: dict[int, float] = {}
-    for number, segment in enumerate(inputs.split(length, dim=1)):
-        use = model.look(segment, state)
-        state = use.state
-        if number < warm_up:
-            continue
-        for layer, weights in use.received.items():
-            received[layer] += weights.double().mean(dim=0)
-        for layer, loss in use.compression_losses.items():
-            losses[layer] = losses.get(layer, 0.0) + loss
-    count = num_segments - warm_up
-    means = [(total / count).cpu().numpy() for total in received]
-    by_kind = []
-    for layer, mean in enumerate(means):
-        names, lengths = zip(*kinds_of_keys(model, layer), strict=True)
-        parts = np.split(mean, np.cumsum(lengths)[:-1])
-        by_kind.append({name: float(part.sum()) for name, part in zip(names, parts, strict=True)})
-    # A key of the segment is seen by itself and by those after it only.
-    seen_by = np.arange(length, 0, -1) / length
-    per_sight = [np.concatenate([mean[:-length], mean[-length:] / seen_by]) for mean in means]
-    return Attention(per_sight, by_kind, {layer: loss / count for layer, loss in losses.items()}, count)
+    watches = [_Watch(layer) for layer in layers]
+    with ExitStack() as hooks:
+        for number, segment in enumerate(torch.from_numpy(inputs).to(device).split(length, dim=1)):
+            if number == warm_up:
+                for watch in watches:
+                    hooks.enter_context(watch.layer.register_forward_hook(watch))
+            state = model(segment, state).state
+    return [watch.use() for watch in watches], num_segments - warm_up
 
 
-def buckets(received: np.ndarray, kinds: Sequence[tuple[str, int]]) -> list[tuple[str, float]]:
-    """Return (kind, mean weight of a key) of 6 buckets for each kind of key, oldest first; fewer where keys are fewer.
+def buckets(weights: np.ndarray, keys: Sequence[tuple[str, int]]) -> list[tuple[str, float]]:
+    """(kind, mean weight of a key) of 6 buckets for each kind of key, oldest first; fewer where keys are fewer.
 
     Source: the paper's figure of attention by position, with DeepMind's code's six buckets each.
     """
     found, start = [], 0
-    for kind, length in kinds:
-        for part in np.array_split(received[start : start + length], min(NUM_BUCKETS, length)):
+    for kind, length in keys:
+        for part in np.array_split(weights[start : start + length], min(NUM_BUCKETS, length)):
             found.append((kind, float(part.mean())))
         start += length
     return found
 
 
-def zeroed(model: MemoryModel, kind: str) -> Callable[[State], State]:
-    """Return what empties the memories of a kind in a model's state."""
-    names = _names(model, kind)
-    return lambda state: {name: torch.zeros_like(tensor) if name in names else tensor for name, tensor in state.items()}
+def zeroed(kind: str) -> Callable[[State], State]:
+    """Make the function that empties the memories of a kind in a state."""
+    return lambda state: _altered(state, kind, torch.zeros_like)
 
 
-def shuffled(model: MemoryModel, kind: str, seed: int = 0) -> Callable[[State], State]:
-    """Return what puts a kind's memories into another order, entry by entry, a new one each time it is called."""
-    names, generator = _names(model, kind), torch.Generator().manual_seed(seed)
+def shuffled(kind: str) -> Callable[[State], State]:
+    """Make the function that reorders the memories of a kind, entry by entry, anew at every call."""
+    generator = torch.Generator().manual_seed(0)
 
-    def alter(state: State) -> State:
-        return {name: order(tensor) if name in names else tensor for name, tensor in state.items()}
-
-    def order(memory: Tensor) -> Tensor:
+    def shuffle(memory: Tensor) -> Tensor:
         return memory[:, torch.randperm(memory.shape[1], generator=generator).to(memory.device)]
 
-    return alter
+    return lambda state: _altered(state, kind, shuffle)
 
 
-def _names(model: MemoryModel, kind: str) -> set[str]:
-    """Return what the state calls the memories of a kind, of layers that read every sample."""
-    return {f"{kind}.{layer}" for layer in range(len(model.memory_shapes))}
+def _altered(state: State, kind: str, change: Callable[[Tensor], Tensor]) -> State:
+    flat = flatten(state)
+    return unflatten({name: change(flat[name]) if name.split(".")[-1] == kind else flat[name] for name in flat})
 
 
 def bits_of_samples(
@@ -148,10 +161,12 @@ def bits_of_samples(
     store: TokenStore,
     split: str,
     recordings: tuple[Recording, ...],
-    **reading: Any,
+    reading: Reading,
+    *,
+    alter: Callable[[State], State] | None = None,
 ) -> list[np.ndarray]:
-    """Return what every sample of every recording costs in bits, [length] float32 each; see `scored_windows`."""
+    """The cost in bits of every sample of every recording, [length] float32 each; see `scored_windows`."""
     bits = [np.zeros(recording.length, dtype=np.float32) for recording in recordings]
-    for window in scored_windows(model, store, split, recordings, **reading):
+    for window in scored_windows(model, store, split, recordings, reading, alter=alter):
         bits[window.recording][window.start : window.start + len(window.bits)] = window.bits
     return bits

@@ -1,22 +1,77 @@
-"""Bits per sample that counting alone achieves: the lines a model has to stay below to have learned anything."""
+"""Bits per sample that need no network: what a model has to stay below to have learned anything.
 
+Counting knows how often each token followed the last two. Linear prediction knows where the next sample of a signal is
+about to be and how far off that usually is, as a lossless codec of the 1990s does.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
+import torch
 
 from audio_ct.errors import InputError
+from audio_ct.evaluation.likelihood import choose_recordings
+from audio_ct.models.linear_prediction import BackwardPredictor
+from audio_ct.models.settings import LinearPredictionSettings
+from audio_ct.tokens.store import Recording, TokenStore
 
 # Above these a table of counts stops being small: 256^3 counts are 134 MB, 4096^2 as many.
 MAX_VOCABULARY_SIZE_ORDER_1 = 4096
 MAX_VOCABULARY_SIZE_ORDER_2 = 256
+MAX_VOCABULARY_SIZE_LINEAR_PREDICTION = 4096
+# Distances from linear predictions are counted on so much of the training split: a few seconds' work.
+LINEAR_PREDICTION_TOKENS = 2_000_000
 
-CHUNK_TOKENS = 1 << 21
+# The long window predicts; the errors of both tell how sure it can be.
+PREDICTORS = LinearPredictionSettings(order=32, windows=[200, 25], frame_length=16, bandwidth_expansion=1.0)
+# Half octaves of an expected error, from below a quarter of a token up.
+NUM_LEVELS = 16
+# Added to the count of every distance: none has probability 0.
+SMOOTHING = 0.02
+
+# Tokens read at once; a multiple of the predictors' frame.
+CHUNK_TOKENS = 1 << 14
+
+
+class ReferenceLine(ABC):
+    """Counts on a training split that give every next token a probability."""
+
+    @abstractmethod
+    def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the bits that tokens [time] of a recording cost, in chunks [orders, chunk], each token once."""
+
+    def bits_per_sample(self, recordings: Iterable[np.ndarray], first_scored: int) -> list[float]:
+        """Mean code length of each order on the positions on which the models are scored.
+
+        Args:
+            recordings: [num_tokens] integers each.
+            first_scored: positions t >= first_scored of every recording are scored; those before are context.
+
+        Raises:
+            InputError: if no position is scored, or a token is outside the vocabulary.
+        """
+        total, num_scored = np.zeros(1), 0
+        for recording in recordings:
+            start = 0
+            for bits in self.code_lengths(recording):
+                scored = bits[:, max(first_scored - start, 0) :]
+                start += bits.shape[1]
+                total = total + scored.sum(axis=1)
+                num_scored += scored.shape[1]
+        if num_scored == 0:
+            raise InputError(
+                f"first_scored={first_scored}: no recording is longer than that; score fewer or longer ones."
+            )
+        return [float(bits) / num_scored for bits in total]
 
 
 @dataclass(frozen=True)
-class ReferenceLines:
-    """Counts of tokens after each context of 0, 1 and 2 tokens, seen on a training split.
+class CountingLine(ReferenceLine):
+    """Counts of tokens after each context of 0, 1 and 2 tokens; orders too large for the vocabulary are left out.
 
     The probabilities are smoothed by Witten and Bell's interpolation with the next lower order,
 
@@ -25,98 +80,149 @@ class ReferenceLines:
     where distinct(h) is the number of different tokens seen after context h, h' is h without its oldest token, and
     below order 0 stands the uniform distribution. No token has probability 0; a context never seen falls back whole.
 
+    Attributes:
+        counts: int64 of each order k, [vocabulary] * (k + 1): oldest context token first, next token last.
+        start_token: stands before every recording.
+
     Source: Witten & Bell 1991, "The zero-frequency problem", method C; Chen & Goodman 1998, section 2.4.
     """
 
-    start_token: int
     counts: tuple[np.ndarray, ...]
-    """One int64 array per order k, [vocabulary] * (k + 1): oldest context token first, next token last."""
+    start_token: int
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of different tokens."""
-        return len(self.counts[0])
-
-    def bits_per_sample(self, recordings: Iterable[np.ndarray], first_scored: int) -> dict[str, float | None]:
-        """Mean code length of the scored tokens under each order, on the positions on which the models are scored.
-
-        Args:
-            recordings: [num_tokens] integers each.
-            first_scored: positions t >= first_scored of every recording are scored. The context of a position is the
-                real tokens before it, also those before first_scored; before the recording it is start_token.
-
-        Returns:
-            uniform, unigram, order_1, order_2 in bits per sample; None for an order too large for the vocabulary.
+    @classmethod
+    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, *, start_token: int) -> "CountingLine":
+        """Count recordings [num_tokens] of a training split, one pass, in memory that depends on the vocabulary only.
 
         Raises:
-            InputError: no position is scored, or a token is outside the vocabulary.
+            InputError: if a token is outside the vocabulary.
         """
-        totals = [(counts.sum(axis=-1), np.count_nonzero(counts, axis=-1)) for counts in self.counts]
-        bits = np.zeros(len(self.counts))
-        num_scored = 0
+        limits = (MAX_VOCABULARY_SIZE_ORDER_1, MAX_VOCABULARY_SIZE_ORDER_2)
+        num_orders = 1 + sum(vocabulary_size <= limit for limit in limits)
+        counts = tuple(np.zeros((vocabulary_size,) * (order + 1), np.int64) for order in range(num_orders))
         for recording in recordings:
-            for context in _contexts(recording, first_scored, self.start_token, self.vocabulary_size):
-                num_scored += len(context[-1])
-                probability = np.full(len(context[-1]), 1 / self.vocabulary_size)
-                for order, (counts, (total, distinct)) in enumerate(zip(self.counts, totals, strict=True)):
-                    history = context[2 - order : 2]
-                    seen = distinct[history]
-                    # Where seen is 0 so is the total: one in the place of 0 / 0 hands the lower order through.
-                    weight = np.where(seen == 0, 1, seen)
-                    count = counts[(*history, context[2])]
-                    probability = (count + weight * probability) / (total[history] + weight)
-                    bits[order] -= np.log2(probability).sum()
-        if num_scored == 0:
-            raise InputError(
-                f"first_scored={first_scored}: no recording is longer than that; score fewer or longer ones."
-            )
-        known = [float(np.log2(self.vocabulary_size)), *(float(total) / num_scored for total in bits)]
-        return dict(zip(("uniform", "unigram", "order_1", "order_2"), [*known, None, None][:4], strict=True))
+            for context in _contexts(recording, start_token, vocabulary_size):
+                for order, table in enumerate(counts):
+                    np.add.at(table.reshape(-1), np.ravel_multi_index(context[2 - order :], table.shape), 1)
+        return cls(counts, start_token)
+
+    @cached_property
+    def _totals(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each order, how often each context was seen, and the number of different tokens after it."""
+        return [(counts.sum(axis=-1), np.count_nonzero(counts, axis=-1)) for counts in self.counts]
+
+    def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
+        """See the base class; one row for each order."""
+        vocabulary_size = len(self.counts[0])
+        for context in _contexts(recording, self.start_token, vocabulary_size):
+            probability = np.full(len(context[-1]), 1 / vocabulary_size)
+            bits = []
+            for order, (counts, (total, distinct)) in enumerate(zip(self.counts, self._totals, strict=True)):
+                history = context[2 - order : 2]
+                # Where nothing was seen, so is the total: one in the place of 0 / 0 hands the lower order through.
+                weight = np.maximum(distinct[history], 1)
+                probability = (counts[(*history, context[2])] + weight * probability) / (total[history] + weight)
+                bits.append(-np.log2(probability))
+            yield np.stack(bits)
 
 
-def fit(
-    train_recordings: Iterable[np.ndarray], vocabulary_size: int, *, start_token: int | None = None
-) -> ReferenceLines:
-    """Count the tokens of a training split, one pass, in memory that depends on the vocabulary only.
+@dataclass(frozen=True)
+class LinearPredictionLine(ReferenceLine):
+    """Counts of token minus rounded prediction, one row for each pair of expected errors.
+
+    Attributes:
+        counts: [levels, levels, 2 vocabulary - 1], from distance 1 - vocabulary up.
+        start_token: stands before every recording.
+    """
+
+    counts: np.ndarray
+    start_token: int
+
+    @classmethod
+    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, *, start_token: int) -> "LinearPredictionLine":
+        """Count distances on recordings [num_tokens] of a training split, one pass."""
+        counts = np.full((NUM_LEVELS, NUM_LEVELS, 2 * vocabulary_size - 1), SMOOTHING)
+        for recording in recordings:
+            for levels, nearest, tokens in _predictions(recording, vocabulary_size, start_token):
+                np.add.at(counts, (*levels, tokens - nearest + vocabulary_size - 1), 1)
+        return cls(counts, start_token)
+
+    @cached_property
+    def _below(self) -> np.ndarray:
+        """Counts of all smaller distances; the counts of a span of distances are a difference of two of these."""
+        return np.concatenate([np.zeros_like(self.counts[..., :1]), self.counts.cumsum(axis=-1)], axis=-1)
+
+    def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
+        """See the base class; a single row."""
+        vocabulary_size = (self.counts.shape[-1] + 1) // 2
+        for levels, nearest, tokens in _predictions(recording, vocabulary_size, self.start_token):
+            lowest = vocabulary_size - 1 - nearest
+            # A token's distance must leave it on the scale.
+            on_scale = self._below[(*levels, lowest + vocabulary_size)] - self._below[(*levels, lowest)]
+            yield -np.log2(self.counts[(*levels, lowest + tokens)] / on_scale)[None]
+
+
+def reference_lines(
+    store: TokenStore, split: str, recordings: tuple[Recording, ...], first_scored: int
+) -> dict[str, float | None]:
+    """Bits per sample of every line, fitted to the store's training split.
 
     Args:
-        train_recordings: [num_tokens] integers each; contexts don't reach across recordings.
-        vocabulary_size: number of different tokens.
-        start_token: stands before every recording; silence, vocabulary_size // 2, by default.
+        store: the token store.
+        split: one of its splits.
+        recordings: the split's recordings that are scored.
+        first_scored: their first samples are context only.
 
-    Raises:
-        InputError: a token is outside the vocabulary.
+    Returns:
+        uniform, unigram, order_1, order_2 and linear_prediction; None for what is too large for the vocabulary.
     """
-    start_token = vocabulary_size // 2 if start_token is None else start_token
-    num_orders = 1 + (vocabulary_size <= MAX_VOCABULARY_SIZE_ORDER_1) + (vocabulary_size <= MAX_VOCABULARY_SIZE_ORDER_2)
-    counts = [np.zeros(vocabulary_size ** (order + 1), np.int64) for order in range(num_orders)]
-    for recording in train_recordings:
-        for older, newer, token in _contexts(recording, 0, start_token, vocabulary_size):
-            index = token
-            np.add.at(counts[0], index, 1)
-            if num_orders > 1:
-                index = index + vocabulary_size * newer
-                np.add.at(counts[1], index, 1)
-            if num_orders > 2:
-                np.add.at(counts[2], index + vocabulary_size**2 * older, 1)
-    shaped = (table.reshape((vocabulary_size,) * (order + 1)) for order, table in enumerate(counts))
-    return ReferenceLines(start_token, tuple(shaped))
+    size, start_token = store.vocabulary_size, store.start_token
+    scored = [store.tokens(split, recording) for recording in recordings]
+    train = (store.tokens("train", recording) for recording in store.recordings("train"))
+    counted = CountingLine.fit(train, size, start_token=start_token).bits_per_sample(scored, first_scored)
+    lines = {"uniform": float(np.log2(size)), **dict(zip_longest(("unigram", "order_1", "order_2"), counted))}
+    lines["linear_prediction"] = None
+    if size <= MAX_VOCABULARY_SIZE_LINEAR_PREDICTION:
+        part = (
+            store.tokens("train", recording, 0, min(recording.length, LINEAR_PREDICTION_TOKENS))
+            for recording in choose_recordings(store, "train", LINEAR_PREDICTION_TOKENS)
+        )
+        line = LinearPredictionLine.fit(part, size, start_token=start_token)
+        (lines["linear_prediction"],) = line.bits_per_sample(scored, first_scored)
+    return lines
 
 
-def _contexts(
-    recording: np.ndarray, first: int, start_token: int, vocabulary_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Tokens at t - 2, t - 1 and t for all t >= first, in chunks: [chunk] int64 each.
+def _contexts(recording: np.ndarray, start_token: int, vocabulary_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the tokens at t - 2, t - 1 and t for all t, in chunks: [chunk] int64 each.
 
-    Recording a b c with first 1 gives (start, a), (a, b), (b, c).
+    Recording a b c gives (start, start, a), (start, a, b), (a, b, c).
     """
-    for begin in range(first, len(recording), CHUNK_TOKENS):
-        lead = min(begin, 2)
-        tokens = np.asarray(recording[begin - lead : begin + CHUNK_TOKENS], dtype=np.int64)
-        if tokens.min() < 0 or tokens.max() >= vocabulary_size:
+    padded = np.concatenate([np.full(2, start_token, dtype=recording.dtype), recording])
+    for begin in range(0, len(recording), CHUNK_TOKENS):
+        chunk = padded[begin : begin + CHUNK_TOKENS + 2].astype(np.int64)
+        if chunk.min() < 0 or chunk.max() >= vocabulary_size:
             raise InputError(
-                f"tokens: range {tokens.min()}..{tokens.max()} must lie in 0..{vocabulary_size - 1}; "
+                f"tokens: range {chunk.min()}..{chunk.max()} must lie in 0..{vocabulary_size - 1}; "
                 "check the number of bits of the store."
             )
-        tokens = np.concatenate([np.full(2 - lead, start_token), tokens])
-        yield tokens[:-2], tokens[1:-1], tokens[2:]
+        yield chunk[:-2], chunk[1:-1], chunk[2:]
+
+
+def _predictions(
+    recording: np.ndarray, vocabulary_size: int, start_token: int
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]]:
+    """Yield the levels of both expected errors, the tokens nearest to the predictions and the tokens, in chunks."""
+    predictor = BackwardPredictor(vocabulary_size, PREDICTORS)
+    state = predictor.initial_state(1, "cpu")
+    middle = (vocabulary_size - 1) / 2
+    last = start_token
+    for begin in range(0, len(recording), CHUNK_TOKENS):
+        tokens = np.asarray(recording[begin : begin + CHUNK_TOKENS], dtype=np.int64)
+        num_frames = -(-len(tokens) // PREDICTORS.frame_length)
+        read = np.full(num_frames * PREDICTORS.frame_length, start_token)
+        read[0], read[1 : len(tokens)] = last, tokens[:-1]
+        last = int(tokens[-1])
+        predicted, expected, state = predictor(torch.from_numpy(read[None]), state)
+        level = (2 * (expected[0, : len(tokens)] + 0.05).log2() + 4).round().long().clamp(0, NUM_LEVELS - 1).numpy()
+        nearest = (predicted[0, : len(tokens), 0] + middle).round().long().clamp(0, vocabulary_size - 1).numpy()
+        yield (level[:, 0], level[:, 1]), nearest, tokens

@@ -1,9 +1,9 @@
-"""What kind of sound each sample belongs to, as far as the signal tells: silence, voiced or unvoiced."""
+"""Classes of sound that samples belong to, as far as the signal tells: silence, voiced or unvoiced."""
 
 import librosa
 import numpy as np
 
-from audio_ct.evaluation.waveform_statistics import F0_RANGE_HZ
+from audio_ct.audio.pitch import pitch
 
 CLASSES = ("silence", "unvoiced", "voiced")
 # Of the loudest frame of a recording: pauses of a quiet speaker are quieter too.
@@ -13,7 +13,7 @@ FRAME_SECONDS = 0.032
 
 
 def sound_classes(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Return the class of each sample as an index into CLASSES [num_samples] int8.
+    """The class of each sample as an index into CLASSES [num_samples] int8.
 
     A sample is silent where its frame of 32 ms is 40 dB below the recording's loudest; else voiced where probabilistic
     YIN finds a pitch of 60 to 500 Hz, and unvoiced where not.
@@ -28,16 +28,7 @@ def sound_classes(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     frame_length = round(FRAME_SECONDS * sample_rate_hz)
     rms = librosa.feature.rms(y=waveform, frame_length=frame_length, hop_length=hop)[0]
     level_db = 20 * np.log10(np.maximum(rms, 1e-9))
-    highest_hz = min(F0_RANGE_HZ[1], sample_rate_hz / 4)
-    _, voiced, _ = librosa.pyin(
-        waveform,
-        fmin=F0_RANGE_HZ[0],
-        fmax=highest_hz,
-        sr=sample_rate_hz,
-        # YIN must see two periods of the lowest pitch.
-        frame_length=2 * frame_length,
-        hop_length=hop,
-    )
+    _, voiced = pitch(waveform, sample_rate_hz, hop_seconds=HOP_SECONDS)
     num_frames = min(len(level_db), len(voiced))
     kinds = np.where(voiced[:num_frames], CLASSES.index("voiced"), CLASSES.index("unvoiced"))
     kinds[level_db[:num_frames] < level_db.max() - SILENCE_BELOW_PEAK_DB] = CLASSES.index("silence")
@@ -46,7 +37,7 @@ def sound_classes(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 
 
 def seconds_since_onset(classes: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Return for each sample how long ago a recording's first sound began; negative before it [num_samples]."""
+    """The time of each sample since the recording's first sound, in seconds; negative before it [num_samples]."""
     sounding = np.flatnonzero(classes != CLASSES.index("silence"))
     onset = int(sounding[0]) if sounding.size else classes.size
     return (np.arange(classes.size) - onset) / sample_rate_hz

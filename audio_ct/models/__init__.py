@@ -1,1 +1,1 @@
-"""Autoregressive models of tokens, all behind one interface (`audio_ct.models.interface`)."""
+"""Autoregressive models of tokens: one outer class made of parts (`audio_ct.models.token_model`)."""

@@ -1,7 +1,6 @@
-"""How memory is compressed, and what teaches it."""
+"""Compression functions of the paper, and the losses that teach them."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,44 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio_ct.errors import InputError
+from audio_ct.models.attention import RelativeAttention, attend_by_content
+from audio_ct.models.settings import CompressionSettings, LossForm
 
-Function = Literal["convolution", "mean_pooling", "max_pooling", "dilated_convolution", "most_used"]
-Loss = Literal["attention_reconstruction", "auto_encoding", "task", "none"]
-LossForm = Literal["mean_square", "norm"]
-
-LEARNED = ("convolution", "dilated_convolution")
 DILATIONS = (1, 2, 4)
-
-
-@dataclass(frozen=True)
-class CompressionSettings:
-    """What compresses, and what it learns from.
-
-    Attributes:
-        function: which compression function.
-        loss: "attention_reconstruction" and "auto_encoding" teach it by a loss of its own; "task" by the task's,
-            through the segments of a training window; "none" teaches nothing, as functions without parameters need.
-        loss_form: "mean_square" is DeepMind's code, averaged over layers; "norm" is printed in the paper, summed.
-        bias: of convolutions; without one (DeepMind's code) empty memory stays empty.
-    """
-
-    function: Function = "convolution"
-    loss: Loss = "attention_reconstruction"
-    loss_form: LossForm = "mean_square"
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a loss that has nothing to teach.
-
-        Raises:
-            InputError: naming the value and the rule.
-        """
-        if self.function not in LEARNED and self.loss != "none":
-            raise InputError(
-                f"model.compression.loss={self.loss!r} has nothing to teach: {self.function} has no parameters; "
-                "use none."
-            )
 
 
 class Compression(nn.Module, ABC):
@@ -69,25 +34,28 @@ class Compression(nn.Module, ABC):
     def forward(
         self, old_mem: Float[Tensor, "batch entries d_model"], usage: Float[Tensor, "batch entries"] | None = None
     ) -> Float[Tensor, "batch compressed d_model"]:
-        """Return floor(entries / rate) entries, in order.
+        """Compress to floor(entries / rate) entries, in order.
 
         Args:
             old_mem: what left the memory, oldest first.
-            usage: attention that each entry received on average while it was in memory, for what goes by it.
+            usage: attention that each entry received on average while it was in memory; only most-used reads it.
         """
 
     def spans(self, old_mem: Float[Tensor, "batch entries d_model"]) -> Float[Tensor, "batch compressed rate d_model"]:
-        """Return the entries in spans of `rate`, without the remainder."""
+        """The entries in spans of `rate`, without the remainder."""
         whole = old_mem.shape[1] // self.rate * self.rate
         return rearrange(old_mem[:, :whole], "b (s r) d -> b s r d", r=self.rate)
 
 
 class ConvolutionCompression(Compression):
-    """A convolution over time whose kernel and stride are the rate: a linear map of `rate` entries side by side."""
+    """A convolution over time whose kernel and stride are the rate: a linear map of `rate` entries side by side.
 
-    def __init__(self, d_model: int, rate: int, *, bias: bool = False) -> None:
+    It has no bias (DeepMind's code), so that empty memory stays empty.
+    """
+
+    def __init__(self, d_model: int, rate: int) -> None:
         super().__init__(rate)
-        self.project = nn.Linear(rate * d_model, d_model, bias=bias)
+        self.project = nn.Linear(rate * d_model, d_model, bias=False)
 
     def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
         """See the base class."""
@@ -100,10 +68,10 @@ class DilatedConvolutionCompression(Compression):
     They look back over 7 older entries; what lies before the first is zero.
     """
 
-    def __init__(self, d_model: int, rate: int, *, bias: bool = False) -> None:
+    def __init__(self, d_model: int, rate: int) -> None:
         super().__init__(rate)
-        self.layers = nn.ModuleList(nn.Linear(2 * d_model, d_model, bias=bias) for _ in DILATIONS)
-        self.strided = ConvolutionCompression(d_model, rate, bias=bias)
+        self.layers = nn.ModuleList(nn.Linear(2 * d_model, d_model, bias=False) for _ in DILATIONS)
+        self.strided = ConvolutionCompression(d_model, rate)
 
     def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
         """See the base class."""
@@ -140,12 +108,12 @@ class MostUsedCompression(Compression):
 
 
 def make_compression(settings: CompressionSettings, *, d_model: int, rate: int) -> Compression:
-    """Return a fresh compression function."""
+    """Make a fresh compression function."""
     match settings.function:
         case "convolution":
-            return ConvolutionCompression(d_model, rate, bias=settings.bias)
+            return ConvolutionCompression(d_model, rate)
         case "dilated_convolution":
-            return DilatedConvolutionCompression(d_model, rate, bias=settings.bias)
+            return DilatedConvolutionCompression(d_model, rate)
         case "mean_pooling":
             return PoolingCompression(rate, by="mean")
         case "max_pooling":
@@ -163,12 +131,79 @@ class Decoder(nn.Module):
         self.expand = nn.Linear(d_model, rate * d_model, bias=False)
 
     def forward(self, compressed: Float[Tensor, "batch compressed d_model"]) -> Float[Tensor, "batch entries d_model"]:
-        """Return `rate` entries for each."""
+        """Expand every entry."""
         return rearrange(self.expand(compressed), "b s (r d) -> b (s r) d", r=self.rate)
 
 
+class Compressor(nn.Module):
+    """A layer's compression function with the loss that teaches it.
+
+    Args:
+        settings: function, loss and the loss's form.
+        d_model: size of entries.
+        rate: entries that become one.
+
+    Attributes:
+        counts_usage: the function wants to know the attention that entries received.
+        has_own_loss: `loss` returns one.
+    """
+
+    def __init__(self, settings: CompressionSettings, *, d_model: int, rate: int) -> None:
+        super().__init__()
+        self.function = make_compression(settings, d_model=d_model, rate=rate)
+        self.decoder = Decoder(d_model, rate) if settings.loss == "auto_encoding" else None
+        self.settings = settings
+        self.counts_usage = settings.function == "most_used"
+        self.has_own_loss = settings.loss in ("attention_reconstruction", "auto_encoding")
+
+    def forward(
+        self, old_mem: Float[Tensor, "batch entries d_model"], usage: Float[Tensor, "batch entries"] | None
+    ) -> Float[Tensor, "batch compressed d_model"]:
+        """Compress what left memory, oldest first; see `Compression`."""
+        return self.function(old_mem, usage)
+
+    def loss(
+        self,
+        attention: RelativeAttention,
+        x: Float[Tensor, "batch time d_model"],
+        old_mem: Float[Tensor, "batch entries d_model"],
+        new_cmem: Float[Tensor, "batch compressed d_model"],
+    ) -> Float[Tensor, ""] | None:
+        """The loss of one compression; None where the function has no loss of its own.
+
+        Args:
+            attention: of the layer.
+            x: the segment's attention inputs.
+            old_mem: what left memory.
+            new_cmem: what it was compressed to.
+        """
+        if not self.has_own_loss:
+            return None
+        if self.decoder is None:
+            return attention_reconstruction(attention, x, old_mem, new_cmem, self.settings.loss_form)
+        decoded = self.decoder(new_cmem)
+        return difference(decoded, old_mem[:, : decoded.shape[1]].to(decoded.dtype), self.settings.loss_form)
+
+
+def attention_reconstruction(
+    attention: RelativeAttention,
+    x: Float[Tensor, "batch time d_model"],
+    old_mem: Float[Tensor, "batch entries d_model"],
+    new_cmem: Float[Tensor, "batch compressed d_model"],
+    form: LossForm,
+) -> Float[Tensor, ""]:
+    """The difference that compression makes to what the segment reads by content.
+
+    The segment, old_mem and the layer's projections are constants: only the compression function learns from it.
+
+    Source: Rae et al. 2019, algorithm 2.
+    """
+    target = attend_by_content(attention, x, old_mem)
+    return difference(attend_by_content(attention, x, new_cmem), target.detach(), form)
+
+
 def difference(a: Float[Tensor, "batch *rest"], b: Float[Tensor, "batch *rest"], form: LossForm) -> Float[Tensor, ""]:
-    """Return how far two tensors are apart: their mean square difference, or its norm for each lane, averaged.
+    """The mean square difference of two tensors, or its norm for each lane, averaged over lanes.
 
     Source: Rae et al. 2019, algorithm 2 prints the norm; DeepMind's code has the mean square, whose size depends on
     neither batch nor length.

@@ -1,300 +1,238 @@
-"""The Compressive Transformer; with a compressed memory of length 0 it is Transformer-XL.
+"""The Compressive Transformer's layers as a stage; with an empty second memory they are Transformer-XL's.
 
-The way of a segment: tokens -> embedding -> optional front of gated dilated convolutions -> layers -> logits. Each
-layer attends over [compressed memory | memory | segment] and, when the segment is complete, pushes its attention
-inputs into memory; what leaves memory is compressed into compressed memory.
+Each layer attends over [compressed memory | memory | segment]. When the segment is complete, its attention inputs are
+pushed into memory, what leaves memory is compressed by the layer's own function, and the result is pushed into
+compressed memory.
 
-Source: Rae et al. 2019, algorithm 1; docs/notation.md lists where paper and published code differ and what is chosen.
+Source: Rae et al. 2019, algorithms 1 and 2; docs/notation.md lists where paper and published code differ and what is
+chosen.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from audio_ct.errors import InputError
-from audio_ct.models.attention import Kernel
-from audio_ct.models.coarse import CoarseLayers, CoarseSettings
-from audio_ct.models.compression import CompressionSettings
-from audio_ct.models.compressive_layer import CompressiveLayer, LayerSettings
-from audio_ct.models.convolution import ConvolutionalFront, caches_to_queues, queues_to_caches
-from audio_ct.models.embedding import AmplitudeEmbedding
-from audio_ct.models.interface import MemoryModel, MemoryUse, ModelOutput, State, compact, is_cut, slots, without_caches
-from audio_ct.models.linear_prediction import LinearPrediction, LinearPredictionSettings
-from audio_ct.models.memory import CompressedPositions, MemoryShape, per_layer
-from audio_ct.models.mixture import MixtureOfLogistics
-from audio_ct.models.positions import ContextPositions
+from audio_ct.models.attention import RelativeAttention
+from audio_ct.models.compression import Compressor
+from audio_ct.models.memory import MemoryShape, push
+from audio_ct.models.positions import ContextPositions, SlotPositions
+from audio_ct.models.settings import CompressiveTransformerSettings, TransformerXLSettings
+from audio_ct.models.stage import Stage, StageOutput, State
+
+StackSettings = CompressiveTransformerSettings | TransformerXLSettings
 
 
-class CompressiveTransformer(MemoryModel):
-    """A Transformer over raw samples with a memory and a compressed memory in every layer.
+class CompressiveLayer(nn.Module):
+    """One layer, with its memories and its own compression function.
+
+    Its state is {"memory": [batch, memory_length, d_model], "compressed_memory": [batch, compressed_length, d_model]}
+    and, where compression goes by use, "usage": [batch, memory_length].
 
     Args:
-        vocabulary_size: number of token values.
-        num_layers: Transformer layers.
-        d_model: size of embeddings and activations.
-        num_heads: attention heads; divides d_model.
-        d_ff: hidden size of the feed-forward blocks.
-        segment_length: samples read at once; between segments only memory is carried.
-        memory_length: past activations kept in each layer, or a list with a length for each; 0 for none.
-        compressed_memory_length: compressed activations kept in each layer, or a list; 0 makes a Transformer-XL.
-        twice_compressed_memory_length: entries kept of what leaves compressed memory, compressed again, in each layer
-            that has a compressed memory. None in the paper.
-        compression_rate: entries that become one; the newest of a segment are dropped where it does not divide it.
-        compression: the compression function and its loss.
-        compressed_positions: where compressed entries stand (`MemoryShape.positions`); "own" gives them a projection
-            and bias of their own, as DeepMind's code does.
-        memory_stores: "attention_input" (DeepMind's code) or "layer_input" (printed), which differ in pre-norm only.
-        learned_initial_memory: what attention sees in slots that are still empty is learned. Zeros in the paper.
-        norm: "pre" or "post" (paper) layer norm.
-        positions: "relative" (Transformer-XL, paper) or "rotary".
-        num_key_value_heads: heads of keys and values, where several query heads share one; None for one each (paper).
-        embedding: "learned" (paper) or "sinusoidal" features of the token's place on the scale.
-        front_dilations: one gated convolution of width 2 for each, between embedding and layers; its skips and the
-            layers' output together go through WaveNet's head. None in the paper.
-        coarse: layers that read frames of samples, before the others. None in the paper.
-        short_convolution_width: taps of a causal depthwise convolution on attention inputs; 0 for none (paper).
-        attention_kernel: "fused", "plain" or by device "auto" (see `attention.dot_product_attention`).
-        linear_prediction: predictors to start from, whose frame length divides segment_length; none in the paper.
-        output: "softmax" (paper) or "mixture_of_logistics", whose size does not grow with the vocabulary.
-
-    Raises:
-        InputError: if sizes do not fit together.
+        settings: of the stage.
+        positions: of the layer's context, which all layers share; they say how long the memories are.
     """
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        num_layers: int,
-        d_model: int,
-        num_heads: int,
-        d_ff: int,
-        segment_length: int,
-        memory_length: int | Sequence[int],
-        compressed_memory_length: int | Sequence[int] = 0,
-        twice_compressed_memory_length: int = 0,
-        compression_rate: int = 1,
-        compression: CompressionSettings | None = None,
-        compressed_positions: CompressedPositions = "contiguous",
-        memory_stores: Literal["attention_input", "layer_input"] = "attention_input",
-        learned_initial_memory: bool = False,
-        norm: Literal["pre", "post"] = "pre",
-        positions: Literal["relative", "rotary"] = "relative",
-        num_key_value_heads: int | None = None,
-        embedding: Literal["learned", "sinusoidal"] = "learned",
-        front_dilations: Sequence[int] = (),
-        coarse: CoarseSettings | None = None,
-        short_convolution_width: int = 0,
-        attention_kernel: Kernel = "auto",
-        linear_prediction: LinearPredictionSettings | None = None,
-        output: Literal["softmax", "mixture_of_logistics"] = "softmax",
-    ) -> None:
+    def __init__(self, settings: StackSettings, positions: ContextPositions) -> None:
         super().__init__()
-        settings = LayerSettings(
-            d_model=d_model,
-            num_heads=num_heads,
-            d_ff=d_ff,
-            norm=norm,
-            positions=positions,
-            num_key_value_heads=num_key_value_heads,
-            attention_kernel=attention_kernel,
-            compression=compression or CompressionSettings(),
-            compressed_positions=compressed_positions,
-            memory_stores=memory_stores,
-            learned_initial_memory=learned_initial_memory,
-            short_convolution_width=short_convolution_width,
+        d_model, shape = settings.d_model, positions.shape
+        self.shape = shape
+        self.d_model = d_model
+        self.is_pre_norm = settings.norm == "pre"
+        self.positions = positions
+        self.attention = RelativeAttention(settings, positions)
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.expand_contract = nn.Sequential(
+            nn.Linear(d_model, settings.d_ff), nn.GELU(), nn.Linear(settings.d_ff, d_model)
         )
-        if linear_prediction is not None and segment_length % linear_prediction.frame_length:
-            raise InputError(
-                f"model.linear_prediction.frame_length={linear_prediction.frame_length} must divide "
-                f"model.segment_length={segment_length}; try {math.gcd(16, segment_length)}."
-            )
-        self.vocabulary_size = vocabulary_size
-        self.segment_length = self.cache_length = segment_length
-        frames = [each.frame_length for each in (linear_prediction, coarse) if each is not None]
-        self.adapt_every = math.gcd(segment_length, *frames)
-        self.compression_loss: str = settings.compression.loss
-        self._sums_losses = settings.compression.loss_form == "norm"
-        embeddings: dict[str, type[nn.Module]] = {"learned": nn.Embedding, "sinusoidal": AmplitudeEmbedding}
-        self.embedding = embeddings[embedding](vocabulary_size, d_model)
-        self.front = ConvolutionalFront(d_model, front_dilations) if front_dilations else None
-        self.coarse: CoarseLayers | None = None
-        if coarse is not None:
-            self.coarse = CoarseLayers(
-                coarse, settings, segment_length=segment_length, compression_rate=compression_rate
-            )
-        shapes = [
-            MemoryShape(
-                segment_length,
-                memory,
-                (compressed, twice_compressed_memory_length)[
-                    : (compressed > 0) * (1 + bool(twice_compressed_memory_length))
-                ],
-                compression_rate,
-            )
-            for memory, compressed in zip(
-                per_layer(memory_length, num_layers, name="memory_length"),
-                per_layer(compressed_memory_length, num_layers, name="compressed_memory_length"),
-                strict=True,
-            )
-        ]
-        # Layers whose memories are as long share their positions.
-        distinct = list(dict.fromkeys(shapes))
-        where = [ContextPositions(shape, compressed_positions, settings.num_sinusoids) for shape in distinct]
-        self._positions_of_layers = [distinct.index(shape) for shape in shapes]
-        self.positions: Sequence[ContextPositions] = nn.ModuleList(where)  # type: ignore[assignment]
-        self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
-            CompressiveLayer(number, settings, where[index]) for number, index in enumerate(self._positions_of_layers)
-        )
-        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" and self.front is None else nn.Identity()
-        self.hidden = nn.Linear(d_model, d_model) if self.front is not None else None
-        self.mixture = MixtureOfLogistics(vocabulary_size) if output == "mixture_of_logistics" else None
-        self.readout = nn.Linear(d_model, vocabulary_size if self.mixture is None else self.mixture.num_outputs)
-        self.linear_prediction: LinearPrediction | None = None
-        if linear_prediction is not None:
-            read_by = d_model if self.mixture is None else None
-            self.linear_prediction = LinearPrediction(
-                vocabulary_size, linear_prediction, input_channels=d_model, output_channels=read_by
-            )
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.compressor: Compressor | None = None
+        if shape.compressed_length:
+            self.compressor = Compressor(settings.compression, d_model=d_model, rate=shape.compression_rate)
+        self.counts_usage = self.compressor is not None and self.compressor.counts_usage
 
-    def initial_state(
-        self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> State:
-        """Return empty memories and queues, at the start of a segment (see the base class)."""
-        state = {} if self.front is None else self.front.initial_state(batch_size, device, dtype)
-        if self.linear_prediction is not None:
-            state |= self.linear_prediction.initial_state(batch_size, device)
-        if any(layer.initial_memory is not None for layer in self.layers):
-            state["segments_read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        if self.coarse is not None:
-            state |= self.coarse.initial_state(batch_size, device, dtype)
-        for layer in self.layers:
-            state |= layer.initial_state(batch_size, device, dtype)
-        return state
+    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Empty memories."""
+        sizes: dict[str, tuple[int, ...]] = {
+            "memory": (self.shape.memory_length, self.d_model),
+            "compressed_memory": (self.shape.compressed_length, self.d_model),
+        }
+        if self.counts_usage:
+            sizes["usage"] = (self.shape.memory_length,)
+        return {name: torch.zeros(batch_size, *size, device=device, dtype=dtype) for name, size in sizes.items()}
+
+    def forward(
+        self, h: Float[Tensor, "batch time d_model"], state: State
+    ) -> tuple[Float[Tensor, "batch time d_model"], State, Tensor | None]:
+        """Read a segment: algorithm 1 for one layer.
+
+        Returns:
+            The layer's output, the state after the segment, and the loss of its compression in training.
+        """
+        x, q, k, v = self.queries_keys_values(h, state)
+        attended = self.attention.attend(q, k, v)
+        received = self.attention.received(q, k) if self.counts_usage else None
+        new_state, old_mem, new_cmem = self.remember(x, state, received)
+        loss = None
+        if self.training and self.compressor is not None:
+            loss = self.compressor.loss(self.attention, x, old_mem, new_cmem)
+        return self._feed_forward(h, attended), new_state, loss
+
+    def queries_keys_values(
+        self, h: Float[Tensor, "batch time d_model"], state: State
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Attention's inputs, and queries, keys and values over [compressed memory | memory | segment]."""
+        x = self.attention_norm(h) if self.is_pre_norm else h
+        context = torch.cat([self._past(state).to(x.dtype), x], dim=1)
+        k, v = self.attention.keys_values(context.to(self._dtype))
+        return x, self.attention.queries(x, self.positions.query_rotation), k, v
+
+    def remember(
+        self, x: Float[Tensor, "batch segment d_model"], state: State, received: Float[Tensor, "batch keys"] | None
+    ) -> tuple[State, Float[Tensor, "batch segment d_model"], Float[Tensor, "batch compressed d_model"]]:
+        """Push a segment into memory, compress what leaves it, and push that into compressed memory.
+
+        Args:
+            x: the segment's attention inputs.
+            state: before the segment.
+            received: attention that each key received in the segment, where compression goes by use.
+
+        Returns:
+            The state after the segment, what left memory, and its compression.
+        """
+        new_state: State = {}
+        memory, compressed_memory = state["memory"], state["compressed_memory"]
+        usage = None
+        if received is not None:
+            of_memory = received[:, self.shape.compressed_length : self.shape.num_past]
+            new_state["usage"], usage = self.shape.pushed_usage(state["usage"], of_memory)
+        new_state["memory"], old_mem = push(memory, x.detach().to(memory.dtype))
+        new_cmem = old_mem[:, :0] if self.compressor is None else self.compressor(old_mem.to(self._dtype), usage)
+        # Only the task's loss through time reaches what was compressed in an earlier segment.
+        by_task = self.training and self.compressor is not None and self.compressor.settings.loss == "task"
+        entries = new_cmem if by_task else new_cmem.detach()
+        new_state["compressed_memory"], _ = push(compressed_memory, entries.to(memory.dtype))
+        return new_state, old_mem, new_cmem
+
+    def open_cache(self, state: State) -> State:
+        """Caches of a segment: keys and values of the memories in place, then slots for samples."""
+        past, segment_length = self._past(state), self.shape.segment_length
+        keys, values = self.attention.open_cache(past.to(self._dtype), segment_length)
+        caches = {"keys": keys.to(past.dtype), "values": values.to(past.dtype)}
+        caches["inputs"] = past.new_zeros(past.shape[0], segment_length, self.d_model)
+        if self.counts_usage:
+            caches["received"] = past.new_zeros(past.shape[0], segment_length, self.shape.num_past + segment_length)
+        return caches
+
+    def read(
+        self, h: Float[Tensor, "batch 1 d_model"], caches: State, at: SlotPositions
+    ) -> Float[Tensor, "batch 1 d_model"]:
+        """Read one sample, at its positions in the segment."""
+        x = self.attention_norm(h) if self.is_pre_norm else h
+        caches["inputs"].index_copy_(1, at.slot, x.to(caches["inputs"].dtype))
+        attended, weights = self.attention.read(x, caches["keys"], caches["values"], at)
+        if self.counts_usage:
+            caches["received"].index_copy_(1, at.slot, weights.mean(dim=1).to(caches["received"].dtype))
+        return self._feed_forward(h, attended)
+
+    def close_cache(self, state: State, caches: State) -> State:
+        """The memories after the segment in the caches."""
+        received = caches["received"].mean(dim=1) if self.counts_usage else None
+        return self.remember(caches["inputs"], state, received)[0]
 
     @property
-    def memory_shapes(self) -> list[MemoryShape]:
-        """The shape of each layer's memories."""
-        return [layer.shape for layer in self.layers]
+    def _dtype(self) -> torch.dtype:
+        return self.attention_norm.weight.dtype
+
+    def _past(self, state: State) -> Float[Tensor, "batch past d_model"]:
+        return torch.cat([state["compressed_memory"], state["memory"]], dim=1)
+
+    def _feed_forward(self, h: Tensor, attended: Tensor) -> Tensor:
+        if self.is_pre_norm:
+            h = h + attended
+            return h + self.expand_contract(self.feed_forward_norm(h))
+        h = self.attention_norm(h + attended)
+        return self.feed_forward_norm(h + self.expand_contract(h))
+
+
+def memory_shape(settings: StackSettings) -> MemoryShape:
+    """Lengths of each layer's memories."""
+    return MemoryShape(
+        settings.segment_length,
+        settings.memory_length,
+        settings.compressed_memory_length,
+        settings.compression_rate if settings.compressed_memory_length else 1,
+    )
+
+
+def own_loss_parameters(layers: Iterable[CompressiveLayer]) -> list[nn.Parameter]:
+    """The parameters of layers that learn from their compression's own loss alone."""
+    compressors = [layer.compressor for layer in layers if layer.compressor is not None]
+    return [parameter for each in compressors if each.has_own_loss for parameter in each.parameters()]
+
+
+class CompressiveTransformer(Stage):
+    """Layers with memories, read segment by segment; the last layer's output is what the head reads.
+
+    Args:
+        settings: sizes, memories and compression.
+    """
+
+    def __init__(self, settings: StackSettings) -> None:
+        super().__init__()
+        self.segment_length = settings.segment_length
+        self._compression = settings.compression
+        positions = ContextPositions(memory_shape(settings), settings.compressed_positions, settings.num_sinusoids)
+        self.positions = positions
+        self.layers: Sequence[CompressiveLayer] = nn.ModuleList(  # type: ignore[assignment]
+            CompressiveLayer(settings, positions) for _ in range(settings.num_layers)
+        )
+
+    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Empty memories of every layer."""
+        return self._of_layers(lambda layer, _: layer.initial_state(batch_size, device, dtype))
+
+    def forward(self, h: Float[Tensor, "batch time d_model"], state: State) -> StageOutput:
+        """Read whole segments; see the base class."""
+        state, outputs, losses = dict(state), [], []
+        for segment in h.split(self.segment_length, dim=1):
+            for name, layer in enumerate(self.layers):
+                segment, state[str(name)], loss = self._run(layer, segment, state[str(name)])
+                losses.extend([] if loss is None else [loss])
+            outputs.append(segment)
+        h = torch.cat(outputs, dim=1)
+        return StageOutput(h, h, state, self._auxiliary(losses, num_segments=len(outputs)))
+
+    def open_cache(self, state: State, num_samples: int) -> State:
+        """Caches of a segment; see the base class."""
+        assert num_samples == self.segment_length, "a stretch is a segment"
+        return self._of_layers(lambda layer, name: layer.open_cache(state[name]))
+
+    def read(
+        self, h: Float[Tensor, "batch 1 d_model"], caches: State, slot: Int[Tensor, " 1"]
+    ) -> tuple[Float[Tensor, "batch 1 d_model"], Float[Tensor, "batch 1 d_model"]]:
+        """Read one sample; see the base class."""
+        at = self.positions.at(slot)
+        for name, layer in enumerate(self.layers):
+            h = layer.read(h, caches[str(name)], at)
+        return h, h
+
+    def close_cache(self, state: State, caches: State) -> State:
+        """Memories after the segment; see the base class."""
+        return self._of_layers(lambda layer, name: layer.close_cache(state[name], caches[name]))
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of compression functions that have a loss of their own (see the base class)."""
-        if self.compression_loss in ("task", "none"):
-            return []
-        layers = [*self.layers, *([] if self.coarse is None else self.coarse.layers)]
-        modules = [module for layer in layers for module in (layer.compressions, layer.decoders)]
-        return [parameter for module in modules for parameter in module.parameters()]
+        """Parameters of compression functions that have a loss of their own."""
+        return own_loss_parameters(self.layers)
 
-    def forward(self, tokens: Int[Tensor, "batch time"], state: State) -> ModelOutput:
-        """Read whole segments (see the base class); the state must stand at the start of one."""
-        assert tokens.shape[1] % self.segment_length == 0, "forward reads whole segments; see consume()"
-        assert not is_cut(state), "forward reads from the start of a segment; see consume()"
-        h, skips, predicted, losses, state = self._before_layers(tokens, state)
-        outputs = []
-        for segment in h.split(self.segment_length, dim=1):
-            for layer in self.layers:
-                segment, changes, loss, _ = self._recomputed(layer, segment, state)
-                state = state | changes
-                losses.extend([] if loss is None else [loss])
-            state = self._next_segment(state)
-            outputs.append(segment)
-        auxiliary: dict[str, Tensor] = {}
-        if losses:
-            total = torch.stack(losses).sum()
-            num_terms = len(outputs) if self._sums_losses else len(losses)
-            auxiliary[self.compression_loss] = total / num_terms
-        logits = self._logits(torch.cat(outputs, dim=1), skips, predicted)
-        return ModelOutput(logits, compact({name: tensor.detach() for name, tensor in state.items()}), auxiliary)
+    def _auxiliary(self, losses: list[Tensor], num_segments: int) -> dict[str, Tensor]:
+        """The losses by name: summed over layers as printed, or averaged over them as coded; averaged over segments."""
+        if not losses:
+            return {}
+        num_terms = num_segments if self._compression.loss_form == "norm" else len(losses)
+        return {self._compression.loss: torch.stack(losses).sum() / num_terms}
 
-    @torch.no_grad()
-    def look(self, tokens: Int[Tensor, "batch time"], state: State) -> MemoryUse:
-        """Read one segment and say how memories were used (see the base class)."""
-        h, _, _, _, state = self._before_layers(tokens, state)
-        received, losses = {}, {}
-        for number, layer in enumerate(self.layers):
-            h, changes, loss, received[number] = layer(h, state, look=True)
-            state = state | changes
-            if loss is not None:
-                losses[number] = float(loss)
-        return MemoryUse(received, losses, self._next_segment(state))
-
-    def open_cache(self, state: State, offset: int) -> State:
-        """Return a state with caches of a segment, the memories' keys and values in place (see the base class)."""
-        if offset == 0:
-            state = state | queues_to_caches(state, "front.", self.segment_length)
-            state |= queues_to_caches(state, "short.", self.segment_length)
-            for layer in self.layers:
-                state |= layer.open_cache(state)
-            lane = state["memory.0"]
-            state["cache.place"] = torch.zeros(len(lane), dtype=torch.int64, device=lane.device)
-        if self.coarse is not None:
-            state = self.coarse.open_cache(state, offset)
-        if self.linear_prediction is not None and offset % self.linear_prediction.frame_length == 0:
-            state = state | self.linear_prediction.open_cache(state, offset)
-        return state
-
-    def read(self, tokens: Int[Tensor, "batch time"], state: State) -> Float[Tensor, "batch time vocabulary"]:
-        """Read a few samples (see the base class)."""
-        taken = slots(state, tokens.shape[1])
-        h, skips, predicted = self.embedding(tokens), None, None
-        if self.linear_prediction is not None:
-            features, predicted = self.linear_prediction.predict_cached(tokens, state, taken)
-            h = h + self.linear_prediction.read(features)
-        if self.front is not None:
-            h, skips = self.front.read(h, state, taken)
-        if self.coarse is not None:
-            h = self.coarse.read(h, state, taken)
-        hidden = [positions.hidden(taken) for positions in self.positions]
-        for layer, index in zip(self.layers, self._positions_of_layers, strict=True):
-            h = layer.read(h, state, taken, hidden[index])
-        return self._logits(h, skips, predicted)
-
-    def close_cache(self, state: State, offset: int) -> State:
-        """Return a state whose memories hold the segment, at its end (see the base class)."""
-        if self.linear_prediction is not None and offset % self.linear_prediction.frame_length == 0:
-            state = state | self.linear_prediction.close_cache(state)
-        if self.coarse is not None:
-            state = self.coarse.close_cache(state, offset)
-        if offset < self.segment_length:
-            return state
-        state = state | caches_to_queues(state, "front.", offset) | caches_to_queues(state, "short.", offset)
-        for layer in self.layers:
-            state |= layer.close_cache(state)
-        return without_caches(self._next_segment(state))
-
-    def _before_layers(
-        self, tokens: Tensor, state: State
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor], State]:
-        """Return (what the first layer reads, front's skips, predictions, coarse layers' losses, the state after)."""
-        h, skips, predicted, losses = self.embedding(tokens), None, None, []
-        if self.linear_prediction is not None:
-            features, predicted, state = self.linear_prediction.predict(tokens, state)
-            h = h + self.linear_prediction.read(features)
-        if self.front is not None:
-            h, skips, queues = self.front(h, state)
-            state = state | queues
-        if self.coarse is not None:
-            h, state, losses = self.coarse(h, state)
-        return h, skips, predicted, losses, state
-
-    def _next_segment(self, state: State) -> State:
-        if "segments_read" not in state:
-            return state
-        return state | {"segments_read": state["segments_read"] + 1}
-
-    def _logits(self, h: Tensor, skips: Tensor | None, predicted: Tensor | None) -> Tensor:
-        """Return logits; with a front by WaveNet's head, the layers' output being one more skip."""
-        if self.hidden is not None and skips is not None:
-            h = F.relu(self.hidden(F.relu(h + skips)))
-        else:
-            h = self.final_norm(h)
-        if self.mixture is not None:
-            return self.mixture.parameters(self.readout, h, predicted)
-        if self.linear_prediction is None or predicted is None:
-            return self.readout(h)
-        return self.readout(h) + self.linear_prediction.logits(h, predicted)
+    def _of_layers(self, function: Callable[[CompressiveLayer, str], State]) -> State:
+        return {str(name): function(layer, str(name)) for name, layer in enumerate(self.layers)}

@@ -1,4 +1,4 @@
-"""Embeddings that know that tokens are places on a scale."""
+"""An embedding that knows that tokens are places on a scale."""
 
 import math
 
@@ -31,5 +31,5 @@ class AmplitudeEmbedding(nn.Module):
         self.mix = nn.Linear(2 * num_octaves, d_model)
 
     def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the tokens' embeddings."""
+        """Embed tokens."""
         return self.mix(F.embedding(tokens, self.features))

@@ -1,29 +1,22 @@
-"""The tiers of memory: first in, first out, always full length, empty slots zero.
+"""The two memories of a layer: first in, first out, always full length, empty slots zero.
 
-A layer's memories are [compressed twice | compressed | memory], oldest first; any of them may be of length 0. In
-each tier as many entries leave as come, and what leaves is what the next tier compresses.
+A layer's past is [compressed memory | memory], oldest first; either may be of length 0. As many entries leave memory as
+come, and what leaves is compressed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from audio_ct.errors import InputError
-
-# What the state calls the tiers, each followed by a point and the layer's number.
-MEMORY_NAMES = ("memory", "compressed_memory", "twice_compressed_memory")
-
-CompressedPositions = Literal["contiguous", "centre", "own"]
+from audio_ct.models.settings import CompressedPositions
 
 
 def push(
     fifo: Float[Tensor, "batch length d_model"], new: Float[Tensor, "batch entries d_model"]
 ) -> tuple[Float[Tensor, "batch length d_model"], Float[Tensor, "batch entries d_model"]]:
-    """Append entries to a memory and return (the memory, the oldest entries, which have left it).
+    """Append entries to a memory; return the memory and the oldest entries, which have left it.
 
     As many entries leave as came, in order. A memory shorter than what comes passes some of it straight through.
 
@@ -38,117 +31,67 @@ def push(
 
 @dataclass(frozen=True)
 class MemoryShape:
-    """How long one layer's memories are.
+    """Lengths of one layer's memories.
 
     Attributes:
         segment_length: entries that are pushed into memory at once.
         memory_length: entries of memory.
-        compressed_lengths: entries of compressed memory and of what is compressed again, and so on.
-        compression_rate: entries that become one, in each tier.
+        compressed_length: entries of compressed memory.
+        compression_rate: entries that become one.
     """
 
     segment_length: int
     memory_length: int
-    compressed_lengths: tuple[int, ...] = ()
+    compressed_length: int = 0
     compression_rate: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse a rate that leaves nothing.
-
-        Raises:
-            InputError: naming the value and the rule.
-        """
-        if not self.pushed(len(self.compressed_lengths)):
-            raise InputError(
-                f"model.compression_rate={self.compression_rate} leaves nothing of model.segment_length="
-                f"{self.segment_length} compressed {len(self.compressed_lengths)} times; lower the rate."
-            )
-
-    @property
-    def num_compressed(self) -> int:
-        """Entries of all compressed memories together."""
-        return sum(self.compressed_lengths)
 
     @property
     def num_past(self) -> int:
-        """Entries of all memories together."""
-        return self.num_compressed + self.memory_length
-
-    def pushed(self, tier: int) -> int:
-        """Return how many entries are pushed into a tier at a time, 0 being memory: a remainder is dropped."""
-        return self.segment_length // self.compression_rate**tier
+        """Entries of both memories."""
+        return self.compressed_length + self.memory_length
 
     def positions(self, placement: CompressedPositions) -> Float[Tensor, " past"]:
-        """Return where the past's entries stand, in samples, if the segment begins at 0.
+        """Positions of the past's entries in samples, where the segment begins at 0.
 
         Args:
-            placement: "contiguous" numbers compressed entries as if each were one sample, as in the paper; "centre"
-                puts each in the middle of the span that it stands for; "own" numbers them as if they directly preceded
-                the segment, as in DeepMind's code, where their distances have their own projection.
+            placement: "contiguous" numbers compressed entries as if each were one sample, as in the paper; "own" as if
+                they directly preceded the segment, as in DeepMind's code, where their distances have their own
+                projection.
 
-        Example: 2 compressed entries of rate 4 and 2 of memory: contiguous -4 -3 | -2 -1; centre -8.5 -4.5 | -2 -1;
-        own -2 -1 | -2 -1.
+        Example: 2 compressed entries and 2 of memory: contiguous -4 -3 | -2 -1; own -2 -1 | -2 -1.
         """
         memory = torch.arange(-self.memory_length, 0, dtype=torch.float64)
-        compressed = torch.arange(-self.num_compressed, 0, dtype=torch.float64)
-        if placement == "contiguous":
-            compressed = compressed - self.memory_length
-        elif placement == "centre":
-            tiers = reversed(list(enumerate(self.compressed_lengths, start=1)))
-            centres = [self._centre(tier, entry) for tier, length in tiers for entry in reversed(range(length))]
-            compressed = torch.tensor(centres, dtype=torch.float64)
-        return torch.cat([compressed, memory])
+        compressed = torch.arange(-self.compressed_length, 0, dtype=torch.float64)
+        return torch.cat([compressed - (self.memory_length if placement == "contiguous" else 0), memory])
 
     def filled_after(self, *, wholly: bool = True) -> Int[Tensor, " past"]:
-        """Return after how many segments each of the past's entries holds nothing but what was read.
+        """Segments after which each of the past's entries holds nothing but what was read.
 
-        Not `wholly`: after how many it holds something that was read. They differ where a compressed entry's span may
-        begin within a segment.
+        Not `wholly`: segments after which it holds anything that was read. They differ where the span of a compressed
+        entry begins within a segment.
         """
-        tiers = reversed(list(enumerate((self.memory_length, *self.compressed_lengths))))
-        return torch.tensor(
-            [self._pushes(tier, entry, wholly) for tier, length in tiers for entry in reversed(range(length))],
-            dtype=torch.int64,
-        )
+        from_newest = torch.arange(self.memory_length - 1, -1, -1)
+        memory = from_newest // self.segment_length + 1
+        # A push of `pushed` compressed entries is made of the segment that has just left memory.
+        pushed = max(1, self.segment_length // self.compression_rate)
+        from_newest = torch.arange(self.compressed_length - 1, -1, -1)
+        turn, index = from_newest // pushed, pushed - 1 - from_newest % pushed
+        # The oldest source's place in memory as if that had no end, counted from the newest, 0.
+        oldest = self.memory_length + (turn + 1) * self.segment_length - 1 - index * self.compression_rate
+        source = oldest if wholly else oldest - self.compression_rate + 1
+        return torch.cat([source // self.segment_length + 1, memory])
 
-    def _sources(self, tier: int, entry: int) -> range:
-        """Return the entries of the tier before that an entry was made of; both counted from the newest, 0.
+    def pushed_usage(
+        self, usage: Float[Tensor, "batch memory"], received: Float[Tensor, "batch memory"]
+    ) -> tuple[Float[Tensor, "batch memory"], Float[Tensor, "batch segment"]]:
+        """Add the attention that memory received in a segment to its usage, and push the segment.
 
-        Counted on past a tier's length, where they stood when they left it.
+        Returns:
+            Usage of the memory after the push, and the mean usage of what left it over the segments that it stayed.
         """
-        pushed, before = self.pushed(tier), self.pushed(tier - 1)
-        turn, from_newest = divmod(entry, pushed)
-        index = pushed - 1 - from_newest
-        oldest = self._length(tier - 1) + (turn + 1) * before - 1 - index * self.compression_rate
-        return range(oldest - self.compression_rate + 1, oldest + 1)
-
-    def _centre(self, tier: int, entry: int) -> float:
-        if tier == 0:
-            return -(entry + 1.0)
-        sources = self._sources(tier, entry)
-        return sum(self._centre(tier - 1, source) for source in sources) / len(sources)
-
-    def _pushes(self, tier: int, entry: int, wholly: bool) -> int:
-        if tier == 0:
-            return entry // self.segment_length + 1
-        pushes = [self._pushes(tier - 1, source, wholly) for source in self._sources(tier, entry)]
-        return max(pushes) if wholly else min(pushes)
-
-    def _length(self, tier: int) -> int:
-        return self.memory_length if tier == 0 else self.compressed_lengths[tier - 1]
-
-
-def per_layer(lengths: int | Sequence[int], num_layers: int, *, name: str) -> tuple[int, ...]:
-    """Return a length for every layer, of one for all or of a list with one for each.
-
-    Raises:
-        InputError: if the list has another length than there are layers.
-    """
-    if isinstance(lengths, int):
-        return (lengths,) * num_layers
-    if len(lengths) != num_layers:
-        raise InputError(
-            f"model.{name}={list(lengths)} has {len(lengths)} entries, must have one for each of "
-            f"model.num_layers={num_layers}; or give one number for all."
-        )
-    return tuple(lengths)
+        total = usage + received.to(usage.dtype)
+        kept, left = push(total[..., None], total.new_zeros(len(total), self.segment_length, 1))
+        # Where the segment does not divide the memory, an entry leaves after one more segment than its neighbour.
+        last_place = self.memory_length - 1 - torch.arange(self.segment_length, device=usage.device)
+        num_segments = last_place.div(self.segment_length, rounding_mode="floor") + 1
+        return kept[..., 0], left[..., 0] / num_segments

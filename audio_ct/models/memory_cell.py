@@ -18,6 +18,7 @@ Source: Rae et al. 2019, whose reinforcement-learning experiment has the Compres
 an IMPALA agent. How lanes are cut into pieces, and that empty slots are hidden, is this project's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,16 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio_ct.errors import InputError
-from audio_ct.models.compression import CompressionSettings
-from audio_ct.models.compressive_layer import CompressiveLayer, LayerSettings
-from audio_ct.models.interface import State, compact, select_lanes
-from audio_ct.models.memory import CompressedPositions, MemoryShape
+from audio_ct.models.compressive_transformer import CompressiveLayer, StackSettings, memory_shape, own_loss_parameters
 from audio_ct.models.positions import ContextPositions
+from audio_ct.models.stage import State, detached, map_state, select_lanes
 
 
 @dataclass(frozen=True)
 class MemoryOutput:
-    """What `CompressiveMemory` returns.
+    """The output of `CompressiveMemory` for an unroll.
 
     Attributes:
         outputs: [batch, time, d_model].
@@ -67,14 +66,14 @@ class Piece(NamedTuple):
     begins_episode: Tensor
 
     def completes(self, segment_length: int) -> Bool[Tensor, " batch"]:
-        """Return which lanes' segments are full after the piece."""
+        """Lanes whose segments are full after the piece."""
         return (self.num_steps > 0) & (self.first_slot + self.num_steps == segment_length)
 
 
 def cut_unroll(
     place: Int[Tensor, " batch"], resets: Bool[Tensor, "batch time"], segment_length: int
 ) -> tuple[list[Piece], Int[Tensor, "batch time"]]:
-    """Return the pieces of an unroll, and where among all pieces' queries, side by side, each step is.
+    """Cut an unroll into pieces.
 
     A GPU is waited for once.
 
@@ -82,6 +81,9 @@ def cut_unroll(
         place: slots of its segment that each lane has read.
         resets: steps at which an episode begins.
         segment_length: slots of a segment.
+
+    Returns:
+        The pieces, and the place of each step among all pieces' queries side by side.
 
     Example: the module's, beside a lane that has read nothing and is not reset, whose steps are 0 1 2 3 | 4 5 6. The
     pieces are 4, 3 and 3 queries wide: the first lane's steps are at 0 1 | 4 5 | 7 8 9, the other's at 0 1 2 3 | 4 5 6.
@@ -110,54 +112,58 @@ def cut_unroll(
 
 
 class SteppingLayer(CompressiveLayer):
-    """A layer that reads a segment in pieces, every lane at its own slot."""
+    """A layer that reads a segment in pieces, every lane at its own slot.
 
-    def __init__(self, number: int, settings: LayerSettings, positions: ContextPositions) -> None:
-        super().__init__(number, settings, positions)
+    Its state also holds "segment" [batch, segment_length, d_model], the inputs of the running segment.
+    """
+
+    def __init__(self, settings: StackSettings, positions: ContextPositions) -> None:
+        super().__init__(settings, positions)
         self.register_buffer("begun_after", self.shape.filled_after(wholly=False), persistent=False)
         self.begun_after: Tensor
 
     def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
-        """Return empty memories, and an empty segment."""
+        """Empty memories, and an empty segment."""
         segment = torch.zeros(batch_size, self.shape.segment_length, self.d_model, device=device, dtype=dtype)
-        return super().initial_state(batch_size, device, dtype) | {self._name("segment"): segment}
+        return super().initial_state(batch_size, device, dtype) | {"segment": segment}
 
     def read_piece(
-        self, h: Float[Tensor, "batch queries d_model"], state: State, piece: Piece
+        self,
+        h: Float[Tensor, "batch queries d_model"],
+        state: State,
+        piece: Piece,
+        segments_read: Int[Tensor, " batch"],
     ) -> tuple[Float[Tensor, "batch queries d_model"], State, Tensor | None]:
-        """Return (the layer's output, what it changes of the state, the loss of each push out of memory, summed)."""
-        x = self.attention_norm(h) if self.pre_norm else h
-        length, past = self.shape.segment_length, self._past(state)
+        """Read a piece; return the output, the new state, and the sum of the losses of what leaves memory."""
+        x = self.attention_norm(h) if self.is_pre_norm else h
+        length = self.shape.segment_length
         slot = torch.arange(length, device=h.device)
         from_first = slot - piece.first_slot[:, None]
         is_new = (from_first >= 0) & (from_first < piece.num_steps[:, None])
-        segment = state[self._name("segment")].to(x.dtype)
-        segment = torch.where(is_new[..., None], take_steps(x, from_first.clamp(0, x.shape[1] - 1)), segment)
+        segment = torch.where(
+            is_new[..., None], take_steps(x, from_first.clamp(0, x.shape[1] - 1)), state["segment"].to(x.dtype)
+        )
         slots = (piece.first_slot[:, None] + torch.arange(x.shape[1], device=h.device)).clamp(max=length - 1)
-        attended = self._attend(x, torch.cat([past.to(x.dtype), segment], dim=1), slots, state["segments_read"])
-        changes = {self._name("segment"): segment.detach().to(past.dtype)}
+        attended = self._attend(x, torch.cat([self._past(state).to(x.dtype), segment], dim=1), slots, segments_read)
+        new_state = state | {"segment": segment.detach().to(state["segment"].dtype)}
         loss = None
         lanes = piece.completes(length).nonzero()[:, 0]
         if len(lanes):
-            of_lanes = {name: state[name][lanes] for name in state if name.endswith(f".{self.number}")}
-            memories, old, new = self._remember(segment[lanes], None, of_lanes)
-            changes |= {name: state[name].index_copy(0, lanes, memory) for name, memory in memories.items()}
-            if self.training:
-                loss = self._loss_of_pushes(segment[lanes], old, new, self.pushes_out(state)[lanes])
-        return self._feed_forward(h, attended), changes, loss
+            remembered, old_mem, new_cmem = self.remember(
+                segment[lanes], map_state(lambda tensor: tensor[lanes], state), None
+            )
+            new_state |= {name: state[name].index_copy(0, lanes, memory) for name, memory in remembered.items()}
+            counted = self.pushes_out(segments_read)[lanes]
+            if self.training and self.compressor is not None and counted.any():
+                loss = self.compressor.loss(
+                    self.attention, segment[lanes][counted], old_mem[counted], new_cmem[counted]
+                )
+                loss = None if loss is None else loss * counted.sum()
+        return self._feed_forward(h, attended), new_state, loss
 
-    def pushes_out(self, state: State) -> Bool[Tensor, " batch"]:
-        """Return in which lanes something that was read leaves memory when the segment is full."""
-        return (state["segments_read"] + 1) * self.shape.segment_length > self.shape.memory_length
-
-    def _loss_of_pushes(
-        self, segment: Tensor, old: list[Tensor], new: list[Tensor], counted: Bool[Tensor, " lanes"]
-    ) -> Tensor | None:
-        if not counted.any():
-            return None
-        old, new = ([entries[counted] for entries in tiers] for tiers in (old, new))
-        loss = self._compression_loss(segment[counted], old, new, look=False)
-        return None if loss is None else loss * counted.sum()
+    def pushes_out(self, segments_read: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Lanes in which something that was read leaves memory when the segment is full."""
+        return (segments_read + 1) * self.shape.segment_length > self.shape.memory_length
 
     def _attend(
         self,
@@ -166,11 +172,10 @@ class SteppingLayer(CompressiveLayer):
         slots: Int[Tensor, "batch queries"],
         segments_read: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch queries d_model"]:
-        """Return attention of queries in these slots over what they may see: no empty slot, no later one."""
-        sinusoids, rotation = self.positions.segment()
-        k, v = self.attention.keys_values(context.to(self._dtype), sinusoids)
+        """Attend with queries in these slots over what they may see: no empty slot, no later one."""
+        k, v = self.attention.keys_values(context.to(self._dtype))
         # Positions differ between lanes: to the attention all lanes' queries are those of one.
-        q = self.attention.queries(x.flatten(0, 1)[None], rotation[:, slots.flatten()])
+        q = self.attention.queries(x.flatten(0, 1)[None], self.positions.query_rotation[:, slots.flatten()])
         q = rearrange(q, "1 h (b q) e -> b h q e", b=len(x))
         is_begun = segments_read[:, None] >= self.begun_after
         seen_segment = torch.arange(self.shape.segment_length, device=x.device) <= slots[..., None]
@@ -192,83 +197,43 @@ class CompressiveMemory(nn.Module):
 
     Args:
         d_in: size of an observation.
-        num_layers: Transformer layers, pre-norm.
-        d_model: size of outputs.
-        num_heads: attention heads; divides d_model.
-        d_ff: hidden size of the feed-forward blocks.
-        segment_length: steps that attend to each other; then they are pushed into memory.
-        memory_length: past steps kept in each layer.
-        compressed_memory_length: compressed entries kept in each layer; 0 for a memory without compressed memory.
-        compression_rate: steps that become one.
-        compression: the compression function and its loss; any but most_used.
-        compressed_positions: where compressed entries stand (`MemoryShape.positions`).
+        settings: the stack of layers, one head of keys and values for each query head; any compression function but
+            most_used. What is about tokens (embedding, linear prediction, front, output) plays no part.
 
     Raises:
-        InputError: if sizes do not fit together.
+        InputError: if compression goes by use.
     """
 
-    def __init__(
-        self,
-        *,
-        d_in: int,
-        num_layers: int,
-        d_model: int,
-        num_heads: int,
-        d_ff: int,
-        segment_length: int,
-        memory_length: int,
-        compressed_memory_length: int = 0,
-        compression_rate: int = 1,
-        compression: CompressionSettings | None = None,
-        compressed_positions: CompressedPositions = "contiguous",
-    ) -> None:
+    def __init__(self, *, d_in: int, settings: StackSettings) -> None:
         super().__init__()
-        settings = LayerSettings(
-            d_model=d_model,
-            num_heads=num_heads,
-            d_ff=d_ff,
-            norm="pre",
-            positions="relative",
-            num_key_value_heads=None,
-            attention_kernel="auto",
-            compression=compression or CompressionSettings(),
-            compressed_positions=compressed_positions,
-            memory_stores="attention_input",
-            learned_initial_memory=False,
-            short_convolution_width=0,
-        )
         if settings.compression.function == "most_used":
             raise InputError(
                 "compression.function='most_used' counts attention by whole segments, which unrolls may cut; use "
                 "another function."
             )
-        compressed_lengths = (compressed_memory_length,) if compressed_memory_length else ()
-        shape = MemoryShape(segment_length, memory_length, compressed_lengths, compression_rate)
-        self.shape = shape
-        self.compression_loss: str = settings.compression.loss
-        self._sums_losses = settings.compression.loss_form == "norm"
-        self.observe = nn.Linear(d_in, d_model)
-        positions = ContextPositions(shape, compressed_positions, settings.num_sinusoids)
-        self.layers: list[SteppingLayer] = nn.ModuleList(  # type: ignore[assignment]
-            SteppingLayer(number, settings, positions) for number in range(num_layers)
+        self.shape = memory_shape(settings)
+        self._compression = settings.compression
+        self.observe = nn.Linear(d_in, settings.d_model)
+        positions = ContextPositions(self.shape, settings.compressed_positions, settings.num_sinusoids)
+        self.layers: Sequence[SteppingLayer] = nn.ModuleList(  # type: ignore[assignment]
+            SteppingLayer(settings, positions) for _ in range(settings.num_layers)
         )
-        self.final_norm = nn.LayerNorm(d_model)
+        self.final_norm = nn.LayerNorm(settings.d_model)
 
     def initial_state(
         self, batch_size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> State:
-        """Return the state of `batch_size` lanes at the start of an episode: a flat dictionary, lane first."""
-        state = {name: torch.zeros(batch_size, dtype=torch.int64, device=device) for name in ("place", "segments_read")}
-        for layer in self.layers:
-            state |= layer.initial_state(batch_size, device, dtype)
-        return state
+        """The state of `batch_size` lanes at the start of an episode; see `audio_ct.models.stage`.
+
+        "place" counts the slots of its segment that a lane has read, "segments_read" its whole segments.
+        """
+        counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        layers = {str(name): layer.initial_state(batch_size, device, dtype) for name, layer in enumerate(self.layers)}
+        return {"place": counters, "segments_read": counters.clone(), "layers": layers}
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
-        if self.compression_loss in ("task", "none"):
-            return []
-        modules = [module for layer in self.layers for module in (layer.compressions, layer.decoders)]
-        return [parameter for module in modules for parameter in module.parameters()]
+        """Parameters that learn from auxiliary losses alone; their gradients are clipped by themselves."""
+        return own_loss_parameters(self.layers)
 
     def forward(
         self,
@@ -280,7 +245,7 @@ class CompressiveMemory(nn.Module):
 
         Args:
             observations: [batch, time, d_in]; time is 1 or more.
-            state: where the lanes stand, each at its own step; left as it was.
+            state: of the lanes, each at its own step; left as it was.
             resets: True where a lane's episode begins: what it reads before that step has no influence on outputs from
                 there on. None for nowhere.
 
@@ -292,34 +257,34 @@ class CompressiveMemory(nn.Module):
             resets = torch.zeros(num_lanes, num_steps, dtype=torch.bool, device=observations.device)
         pieces, where = cut_unroll(state["place"], resets, self.shape.segment_length)
         h = self.observe(observations)
-        segment = state["segment.0"]
+        segment = state["layers"]["0"]["segment"]
         initial = self.initial_state(num_lanes, segment.device, segment.dtype)
         outputs, losses, num_pushes = [], [], torch.zeros((), device=h.device)
         for piece in pieces:
             state = select_lanes(piece.begins_episode, initial, state)
             completes = piece.completes(self.shape.segment_length)
-            num_pushes = num_pushes + (completes & self.layers[0].pushes_out(state)).sum()
-            x = take_steps(h, piece.steps)
-            for layer in self.layers:
-                x, changes, loss = layer.read_piece(x, state, piece)
-                state = state | changes
+            num_pushes = num_pushes + (completes & self.layers[0].pushes_out(state["segments_read"])).sum()
+            x, layers = take_steps(h, piece.steps), dict(state["layers"])
+            for name, layer in enumerate(self.layers):
+                x, layers[str(name)], loss = layer.read_piece(x, layers[str(name)], piece, state["segments_read"])
                 losses.extend([] if loss is None else [loss])
             place = (piece.first_slot + piece.num_steps) % self.shape.segment_length
-            state = state | {
+            state = {
                 "place": torch.where(piece.num_steps > 0, place, state["place"]),
                 "segments_read": state["segments_read"] + completes,
+                "layers": layers,
             }
             outputs.append(x)
-        auxiliary: dict[str, Tensor] = {}
+        auxiliary_losses: dict[str, Tensor] = {}
         if losses:
-            num_terms = num_pushes if self._sums_losses else num_pushes * len(self.layers)
-            auxiliary[self.compression_loss] = torch.stack(losses).sum() / num_terms
-        detached = compact({name: tensor.detach() for name, tensor in state.items()})
-        return MemoryOutput(take_steps(self.final_norm(torch.cat(outputs, dim=1)), where), detached, auxiliary)
+            num_terms = num_pushes if self._compression.loss_form == "norm" else num_pushes * len(self.layers)
+            auxiliary_losses[self._compression.loss] = torch.stack(losses).sum() / num_terms
+        outputs_of_steps = take_steps(self.final_norm(torch.cat(outputs, dim=1)), where)
+        return MemoryOutput(outputs_of_steps, detached(state), auxiliary_losses)
 
 
 def take_steps(
     x: Float[Tensor, "batch time channels"], steps: Int[Tensor, "batch taken"]
 ) -> Float[Tensor, "batch taken channels"]:
-    """Return each lane's rows at its own steps."""
+    """Take each lane's rows at its own steps."""
     return x.gather(1, steps[..., None].expand(-1, -1, x.shape[2]))

@@ -13,19 +13,19 @@ query is [sin 2 ; -cos 2], the key is [cos 0 ; sin 0] = [1 ; 0], the score is si
 Source: Dai et al. 2019 (Transformer-XL), section 3.3, for the score; the factoring is this project's.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
-from audio_ct.models.interface import READ_AHEAD
-from audio_ct.models.memory import CompressedPositions, MemoryShape
+from audio_ct.models.memory import MemoryShape
+from audio_ct.models.settings import CompressedPositions
 
 
 def frequencies(num_sinusoids: int) -> Float[Tensor, " half"]:
-    """Return the angular frequencies of half as many sines and cosines, from 1 down to nearly 1/10000 a sample.
+    """Angular frequencies of half as many sines and cosines, from 1 down to nearly 1/10000 a sample.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
@@ -37,7 +37,7 @@ def frequencies(num_sinusoids: int) -> Float[Tensor, " half"]:
 def key_sinusoids(
     positions: Float[Tensor, " keys"], angular: Float[Tensor, " half"]
 ) -> Float[Tensor, "keys sinusoids"]:
-    """Return the key side, [cos wj ; sin wj], of keys at real positions j (in samples)."""
+    """The key side, [cos wj ; sin wj], of keys at real positions j (in samples)."""
     angle = positions[:, None] * angular
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -45,7 +45,7 @@ def key_sinusoids(
 def query_rotation(
     positions: Float[Tensor, " queries"], angular: Float[Tensor, " half"]
 ) -> Float[Tensor, "2 queries half"]:
-    """Return sin wi and cos wi, what `rotate_query` needs of the queries' positions i (in samples)."""
+    """The factors sin wi and cos wi that `rotate_query` needs of queries at positions i (in samples)."""
     angle = positions[:, None] * angular
     return torch.stack([angle.sin(), angle.cos()])
 
@@ -54,39 +54,53 @@ def rotate_query(
     projected: Float[Tensor, "*batch queries sinusoids"],
     rotation: Float[Tensor, "2 queries half"],
 ) -> Float[Tensor, "*batch queries sinusoids"]:
-    """Return the query side, [a sin wi + b cos wi ; b sin wi - a cos wi], of p = [a ; b] = W_r^T (q + v)."""
+    """The query side, [a sin wi + b cos wi ; b sin wi - a cos wi], of p = [a ; b] = W_r^T (q + v)."""
     sin, cos = rotation
     a, b = projected.chunk(2, dim=-1)
     return torch.cat([a * sin + b * cos, b * sin - a * cos], dim=-1)
 
 
 class Causality:
-    """That the last queries of so many keys see no key behind their own: torch's lower-right mask for fused kernels.
+    """The rule that the last queries of so many keys see no key behind their own: torch's mask for fused kernels.
 
-    It is made once, with the model: torch can compile what uses it, but not its making.
+    It is made once, with the model: torch can compile the use of it, but not its making.
     """
 
     def __init__(self, num_queries: int, num_keys: int) -> None:
         self.mask = causal_lower_right(num_queries, num_keys)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Causality":
-        """Return itself: it never changes, and torch cannot copy the mask."""
+        """Share it: it never changes, and torch cannot copy the mask."""
         return self
 
 
+class SlotPositions(NamedTuple):
+    """Positions of one sample of a segment, for attention by steps.
+
+    Attributes:
+        slot: the sample's place in the segment [1].
+        rotation: see `query_rotation`, [2, 1, half].
+        mask: -inf for keys that are later than the sample, 0 for the others [1, keys].
+    """
+
+    slot: Tensor
+    rotation: Tensor
+    mask: Tensor
+
+
 class ContextPositions(nn.Module):
-    """Where keys and queries of a layer stand, the same in every segment: it begins at 0, memories stand before it.
+    """Positions of a layer's keys and queries, the same in every segment: it begins at 0, memories stand before it.
 
     Args:
         shape: the layer's memories.
-        placement: where compressed entries stand, see `MemoryShape.positions`.
+        placement: of compressed entries, see `MemoryShape.positions`.
         num_sinusoids: of a distance.
     """
 
     def __init__(self, shape: MemoryShape, placement: CompressedPositions, num_sinusoids: int) -> None:
         super().__init__()
         self.shape = shape
-        self._placement: CompressedPositions = placement
+        self.placement: CompressedPositions = placement
         self._num_sinusoids = num_sinusoids
         self.causality = Causality(shape.segment_length, shape.num_past + shape.segment_length)
         sinusoids, rotation = self.tables()
@@ -95,27 +109,23 @@ class ContextPositions(nn.Module):
         self.key_sinusoids: Tensor
         self.query_rotation: Tensor
 
-    def tables(self) -> tuple[Float[Tensor, "sinusoids slots"], Float[Tensor, "2 queries half"]]:
-        """Return what is kept of keys' and queries' positions, in float64: READ_AHEAD slots past the segment's end.
+    def tables(self) -> tuple[Float[Tensor, "sinusoids keys"], Float[Tensor, "2 queries half"]]:
+        """Keys' sinusoids and queries' rotation of a whole segment, in float64.
 
         With own positions compressed entries have sinusoids of their own, behind the others': zero where a key is of
         the other kind.
         """
         angular = frequencies(self._num_sinusoids)
-        segment = torch.arange(self.shape.segment_length + READ_AHEAD, dtype=torch.float64)
-        positions = torch.cat([self.shape.positions(self._placement), segment])
-        sinusoids = key_sinusoids(positions, angular).T.contiguous()
-        if self._placement == "own":
-            is_compressed = torch.arange(len(positions)) < self.shape.num_compressed
+        segment = torch.arange(self.shape.segment_length, dtype=torch.float64)
+        sinusoids = key_sinusoids(torch.cat([self.shape.positions(self.placement), segment]), angular).T.contiguous()
+        if self.placement == "own":
+            is_compressed = torch.arange(sinusoids.shape[1]) < self.shape.compressed_length
             sinusoids = torch.cat([sinusoids * ~is_compressed, sinusoids * is_compressed])
         return sinusoids, query_rotation(segment, angular)
 
-    def segment(self) -> tuple[Float[Tensor, "slots sinusoids"], Float[Tensor, "2 queries half"]]:
-        """Return the keys' sinusoids and the queries' rotation of a whole segment."""
-        return self.key_sinusoids.T[:-READ_AHEAD], self.query_rotation[:, :-READ_AHEAD]
-
-    def hidden(self, slots: Int[Tensor, " time"]) -> Float[Tensor, "time slots"]:
-        """Return what is added to the scores of samples in these slots of the segment: -inf where a key is later."""
-        keys = torch.arange(self.key_sinusoids.shape[1], device=slots.device)
-        later = keys > (self.shape.num_past + slots)[:, None]
-        return torch.zeros(later.shape, device=slots.device).masked_fill(later, float("-inf"))
+    def at(self, slot: Int[Tensor, " 1"]) -> SlotPositions:
+        """Positions of the sample in a slot of the segment."""
+        keys = torch.arange(self.key_sinusoids.shape[1], device=slot.device)
+        is_later = keys > (self.shape.num_past + slot)[:, None]
+        mask = torch.zeros(is_later.shape, device=slot.device).masked_fill(is_later, float("-inf"))
+        return SlotPositions(slot, self.query_rotation.index_select(1, slot), mask)

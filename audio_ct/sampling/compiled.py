@@ -1,7 +1,7 @@
 """Steps of sampling as machine code.
 
-On a CPU a step is compiled ahead of time for its shapes, without weights, and kept on disk. On a GPU it is compiled and
-captured as a CUDA graph.
+On a CPU a step is compiled ahead of time for its shapes, without weights, and kept on disk under the user's cache
+folder. On a GPU it is compiled and captured as a CUDA graph.
 """
 
 import hashlib
@@ -11,25 +11,30 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from audio_ct.durable import synchronise
+from audio_ct.durable import sha256_of, synchronise
 from audio_ct.errors import InputError
 
 logger = logging.getLogger("audio_ct")
 
+# Compiling takes some 15 to 40 seconds, once for each shape of model: as much as it saves in so many samples.
+PAYS_FROM_SAMPLES = 48_000
+# Compiled steps that are kept, those used last: some megabytes each.
+NUM_KEPT = 16
 # torch._inductor.graph.GraphLowering.can_inline_constant
 INLINED_LENGTH = 8
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether there is a compiler for steps on this device."""
+    """Tell if there is a compiler for steps on this device."""
     # Compilers take a second to import.
     if device.type == "cuda":
         from torch.utils._triton import has_triton
@@ -45,21 +50,26 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def prepare(module: nn.Module, arguments: tuple[Any, ...], *, restored: Sequence[Tensor]) -> Callable[[], object]:
-    """Return a function that does with these very arguments what the module does, by machine code.
+def compiling_pays(model: nn.Module, num_samples: int) -> bool:
+    """Tell if a model's step should be compiled for so many samples, where it stands."""
+    return num_samples >= PAYS_FROM_SAMPLES and can_compile(next(model.parameters()).device)
+
+
+def prepare(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    """Make a function of machine code that calls a module with these very arguments.
 
     Args:
-        module: static shapes, no decisions that depend on data.
-        arguments: what it reads and writes, each time.
-        restored: which of the arguments must be as before after the module has been tried; the others it overwrites.
+        module: of static shapes, without decisions that depend on data; works in place.
+        arguments: tensors and nested dictionaries of them, left as they are for now.
 
     Raises:
         InputError: if it cannot be compiled here, or the code cannot be kept.
     """
-    if not can_compile(restored[0].device):
+    device = pytree.tree_leaves(arguments)[0].device
+    if not can_compile(device):
         raise InputError("compiled: there is no compiler (g++ or $CXX) here; install one or sample with --no-compiled.")
-    if restored[0].device.type == "cuda":
-        return _capture_on_gpu(module, arguments, restored)
+    if device.type == "cuda":
+        return _capture_on_gpu(module, arguments)
     from torch._inductor.exc import CppCompileError
 
     try:
@@ -70,13 +80,12 @@ def prepare(module: nn.Module, arguments: tuple[Any, ...], *, restored: Sequence
 
 
 def _compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    """Return a function that does without Python what the module does.
+    """Compile a module with the machine's C++ compiler, or take the code from the cache folder.
 
-    The code is compiled by the machine's C++ compiler in some 10 to 40 seconds, and kept under the user's cache folder
-    (`cache_folder`) by everything that it depends on. Weights are no part of it: another checkpoint of the same model
-    takes it from there in a second or two.
+    The code is kept there under a digest of everything that it depends on. Weights are no part of it: another
+    checkpoint of the same model takes it from there in a second or two.
     """
-    # Private as the name is, this is how torch documents ahead-of-time compilation.
+    # The name is private, but torch documents ahead-of-time compilation by it.
     from torch._inductor import aoti_load_package
 
     settings = {"cpp.threads": torch.get_num_threads(), "aot_inductor.package_constants_in_so": False}
@@ -97,21 +106,23 @@ def _compile_for_cpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[
     runner = aoti_load_package(str(package), run_single_threaded=True)
     used = {name: constants[name].detach() for name in runner.get_constant_fqns()}
     runner.load_constants(used, check_full_update=True)
-    # Called directly, the runner parses a description of its arguments each time.
+    # A direct call of the runner parses a description of its arguments each time.
     leaves = pytree.tree_leaves(arguments)
     return lambda: runner.loader.boxed_run(list(leaves))
 
 
 def _package(exported: torch.export.ExportedProgram, settings: dict[str, Any], key: str) -> Path:
-    """Return the compiled step that is kept under a key, compiled now if there is none or it is damaged.
+    """Find the compiled step that is kept under a key, or compile it where there is none or it is damaged.
 
-    Its name is KEY-DIGEST.pt2, by the SHA-256 of its content.
+    Its name is KEY-DIGEST.pt2, with the SHA-256 of its content.
     """
     from torch._inductor import aoti_compile_and_package
 
     folder = cache_folder()
     for path in folder.glob(f"{key}-*.pt2"):
-        if path.stem == f"{key}-{_digest(path)}":
+        if path.stem == f"{key}-{sha256_of(path)[:32]}":
+            # The time of last use, by which old steps are removed.
+            path.touch()
             return path
         logger.warning("%s is damaged; compiling again", path)
         path.unlink()
@@ -121,32 +132,33 @@ def _package(exported: torch.export.ExportedProgram, settings: dict[str, Any], k
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         made = Path(aoti_compile_and_package(exported, package_path=f"{temporary}/step.pt2", inductor_configs=settings))
         synchronise(made)
-        path = folder / f"{key}-{_digest(made)}.pt2"
+        path = folder / f"{key}-{sha256_of(made)[:32]}.pt2"
         made.replace(path)
     logger.info("compiled in %.0f s, kept as %s", time.perf_counter() - began, path)
+    _remove_old_steps(folder)
     return path
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+def _remove_old_steps(folder: Path) -> None:
+    """Keep the compiled steps that were used last."""
+    # Other processes may remove the same files.
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime)[:-NUM_KEPT]:
+            path.unlink()
 
 
 def _processor() -> str:
-    """Return what code for this very processor depends on: its instructions, where the system tells them."""
+    """The processor's instruction set, which compiled code depends on, where the system lists it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     return f"{platform.machine()} {flags}"
 
 
-def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...], restored: Sequence[Tensor]) -> Callable[[], object]:
-    """Return a function that replays what the module does as a CUDA graph."""
-    before = [tensor.clone() for tensor in restored]
-
-    def restore() -> None:
-        for tensor, value in zip(restored, before, strict=True):
-            tensor.copy_(value)
-
+def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    """Capture a module's kernels as a CUDA graph, to be replayed."""
+    tensors = pytree.tree_leaves(arguments)
+    before = [tensor.clone() for tensor in tensors]
     # One sample's products are read from memory faster by generated code than by matrix libraries.
     compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
     stream = torch.cuda.Stream()
@@ -156,7 +168,8 @@ def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...], restored: Seq
         with torch.cuda.stream(stream):
             for _ in range(3):
                 compiled(*arguments)
-                restore()
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -165,5 +178,5 @@ def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...], restored: Seq
 
 
 def cache_folder() -> Path:
-    """Return where compiled steps are kept."""
+    """The folder of compiled steps."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "audio-ct" / "steps"

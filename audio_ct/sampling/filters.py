@@ -1,9 +1,9 @@
-"""What may be changed about a prediction before a token is drawn; by default nothing is."""
+"""Changes to a prediction before a token is drawn from it; by default none."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from audio_ct.errors import InputError
@@ -11,7 +11,7 @@ from audio_ct.errors import InputError
 
 @dataclass(frozen=True)
 class Filters:
-    """What is done to every prediction, in this order.
+    """Changes to every prediction, in this order.
 
     Attributes:
         temperature: divides the logits; 0 puts everything on the likeliest token.
@@ -24,11 +24,7 @@ class Filters:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what filters nothing or everything.
-
-        Raises:
-            InputError: naming the value and the rule.
-        """
+        """Refuse values out of range."""
         if not 0 <= self.temperature <= 100:
             raise InputError(
                 f"temperature={self.temperature} must be between 0 (the likeliest token) and 100; 1 is unchanged."
@@ -45,7 +41,7 @@ NO_FILTERS = Filters()
 def filtered_probabilities(
     logits: Float[Tensor, "*batch vocabulary"], filters: Filters = NO_FILTERS
 ) -> Float[Tensor, "*batch vocabulary"]:
-    """Return the probabilities to draw from, in float32.
+    """Turn logits into the probabilities to draw from, in float32; with top-p they do not sum to 1.
 
     Source: top-p is Holtzman et al. 2019, 1904.09751: the token that crosses p is kept, so one always is.
     """
@@ -53,7 +49,7 @@ def filtered_probabilities(
     if filters.temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
-    # Seen from the likeliest token no logit overflows, however small the temperature.
+    # Counted from the likeliest token, so that no logit overflows however small the temperature.
     probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature, dim=-1)
     if filters.top_k is not None and filters.top_k < probabilities.shape[-1]:
         kept = probabilities.topk(filters.top_k, dim=-1)
@@ -64,15 +60,3 @@ def filtered_probabilities(
         before = ordered.cumsum(dim=-1) - ordered
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < filters.top_p))
     return probabilities
-
-
-def draw(probabilities: Float[Tensor, "batch vocabulary"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Return the token at which each row's cumulated probability passes its uniform number in [0, 1).
-
-    Rows need not sum to 1.
-    """
-    cumulated = probabilities.double().cumsum(dim=-1)
-    tokens = torch.searchsorted(cumulated, uniform.double()[:, None] * cumulated[:, -1:], right=True)
-    # Rounding may leave a number at the very end, past the last token that has any probability.
-    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(tokens[:, 0], last)

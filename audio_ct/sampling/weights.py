@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio_ct.models.interface import TokenModel
+from audio_ct.models.token_model import TokenModel
 
 Weights = Literal["float32", "bfloat16", "int8"]
 
 
 def with_weights(model: TokenModel, weights: Weights) -> TokenModel:
-    """Return a copy of a model with its linear maps laid out for steps, in evaluation mode.
+    """Copy a model, with its linear maps laid out for steps, in evaluation mode.
 
     Args:
         model: left as it is.
@@ -37,7 +37,7 @@ def _replace(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 class RowMajorLinear(nn.Module):
-    """A linear map whose matrix lies [in, out]: a vector times that is the fastest product CPUs have for one sample."""
+    """A linear map with its matrix stored [in, out], the layout in which CPUs multiply a single vector fastest."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RowMajorLinear(nn.Module):
         self.weight: Tensor
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Return x W + b."""
+        """Compute x W + b."""
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
@@ -58,7 +58,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale = linear.weight.detach().abs().amax(dim=1).clamp_min(1e-12) / 127
         int8 = (linear.weight.detach() / scale[:, None]).round().to(torch.int8)
-        # The CPU's kernel reads past the end of other sizes, and wants a scale in bfloat16, which would round it.
+        # The CPU's kernel reads past the end of sizes that 32 does not divide. It takes scales in bfloat16, which would
+        # round ours: it is given ones, and ours are applied behind it.
         self._padding = -linear.in_features % 32
         self.register_buffer("int8", F.pad(int8, (0, self._padding, 0, -linear.out_features % 32)))
         self.register_buffer("ones", torch.ones(len(self.int8), dtype=torch.bfloat16))
@@ -74,7 +75,7 @@ class Int8Linear(nn.Module):
         return self.int8[: len(self.scale), : self.int8.shape[1] - self._padding] * self.scale[:, None]
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """Return x W + b; on a CPU x and W x are rounded to bfloat16."""
+        """Compute x W + b; on a CPU x and x W are rounded to bfloat16."""
         if x.is_cuda:
             y = F.linear(F.pad(x, (0, self._padding)), self.int8.to(x.dtype))
         else:

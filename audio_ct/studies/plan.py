@@ -1,4 +1,4 @@
-"""What a study is: its variants, each a whole recipe, and its runs, a variant with a seed. Read and checked at once."""
+"""A study as it is planned: its variants, each a whole recipe, and its runs, a variant with a seed."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ from audio_ct.recipe import Recipe, flat, parse_recipe, read_recipe
 from audio_ct.training.tracking import default_uri
 
 BASE_FILE = "base.yaml"
-# What must be equal for a comparison at one budget; what is not is said in the table.
+# Equal in all variants that are compared at one budget; the table names the variants in which they differ.
 BUDGET = (
     "training.max_tokens",
     "training.batch_size",
@@ -27,7 +27,7 @@ _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a study does with its recipes.
+    """The way in which a study's recipes are run, scored and compared.
 
     Attributes:
         seeds: of the runs of each variant.
@@ -51,6 +51,15 @@ class StudyOptions:
     baseline: str | None = None
     command: str = ""
 
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The options on which a run's score depends."""
+        return {
+            "split": self.split,
+            "max_tokens": self.max_tokens,
+            "cold_start_samples": self.cold_start_samples,
+        }
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -60,15 +69,16 @@ class Variant:
         name: its file's name without .yaml.
         description: the comment on its file's first line, or "".
         recipe: whole, with a seed and a name that the runs replace.
-        changes: {"section.key": value} where it differs from the baseline, in model, optimizer and so on.
-        budget: {"section.key": value} where its budget differs from the baseline's.
     """
 
     name: str
     description: str
     recipe: Recipe
-    changes: dict[str, Any]
-    budget: dict[str, Any]
+
+    def differences(self, other: "Variant") -> dict[str, Any]:
+        """Return {"section.key": value} of every value that is not the other's."""
+        values, others = (flat(variant.recipe.model_dump(exclude={"name", "seed"})) for variant in (self, other))
+        return {key: values.get(key) for key in others | values if values.get(key) != others.get(key)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a user is told of it."""
+        """The run's name in messages."""
         return f"{self.variant}/seed-{self.recipe.seed}"
 
     @property
@@ -91,7 +101,7 @@ class Run:
 
     @property
     def log_file(self) -> Path:
-        """What its commands print."""
+        """The output of the run's commands."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
 
@@ -104,15 +114,15 @@ class Study:
         out: where everything is written.
         variants: in the order of their names, numbers by their value.
         runs: of all variants, seed by seed.
-        baseline: name of a variant.
-        options: what to do.
+        baseline: the variant that others are compared with.
+        options: how it is run.
     """
 
     name: str
     out: Path
     variants: tuple[Variant, ...]
     runs: tuple[Run, ...]
-    baseline: str
+    baseline: Variant
     options: StudyOptions
 
     @property
@@ -123,64 +133,41 @@ class Study:
 
 
 def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
-    """Return the study in a folder.
+    """Read the study in a folder; nothing is written.
 
     A folder with base.yaml, a whole recipe, holds beside it files of what differs from it; without one it holds whole
-    recipes. base.yaml alone is a study of one variant. Nothing is written.
+    recipes. base.yaml alone is a study of one variant.
 
     Args:
         folder: holds the *.yaml.
         out: where runs and results will be.
-        options: what to do.
+        options: how the study is run.
 
     Raises:
         MissingError: if there is no such folder, or no recipe in it.
         InputError: naming every fault of every recipe at once, a line each.
     """
-    recipes, descriptions = _read_recipes(folder, options.settings)
-    names = list(recipes)
-    baseline = options.baseline or _default_baseline(recipes, folder, options)
+    variants = _read_variants(folder, options.settings)
+    by_name = {variant.name: variant for variant in variants}
+    baseline = options.baseline or _default_baseline(by_name, folder, options)
     faults = [
-        f"{option}={name!r}: no such variant; {_nearest(name, names)}"
-        for option, given in (("--baseline", [baseline]), ("--only", options.only or ()))
-        for name in given
-        if name not in names
+        f"{option}={name!r}: no such variant; {_nearest(name, list(by_name))}"
+        for option, names in (("--baseline", [baseline]), ("--only", options.only or ()))
+        for name in names
+        if name not in by_name
     ]
-    faults += _different(recipes, "corpus", "models of one study learn from one store")
-    faults += _different(recipes, "tracking", "runs of one study are kept in one place")
+    for section, rule in (
+        ("corpus", "models of one study learn from one store"),
+        ("tracking", "runs of one study are kept in one place"),
+    ):
+        faults += _unlike_the_first(variants, section, rule)
     if len(set(options.seeds)) < len(options.seeds):
         faults.append(f"--seeds {' '.join(map(str, options.seeds))}: a seed stands twice; leave one out.")
     if faults:
         raise InputError("\n".join(faults))
-    study = folder.resolve().name
-    base = flat(recipes[baseline].model_dump())
-    variants = []
-    for name, recipe in recipes.items():
-        values = flat(recipe.model_dump())
-        different = {key: values.get(key) for key in base | values if values.get(key) != base.get(key)}
-        variants.append(
-            Variant(
-                name=name,
-                description=descriptions[name],
-                recipe=recipe,
-                changes={key: value for key, value in different.items() if key not in {*BUDGET, "name", "seed"}},
-                budget={key: value for key, value in different.items() if key in BUDGET},
-            )
-        )
-    runs = [
-        Run(variant.name, _recipe_of_run(variant, study, seed, out), out / variant.name / f"seed-{seed}")
-        for variant in variants
-        for seed in options.seeds
-    ]
-    return Study(study, out, tuple(variants), tuple(runs), baseline, options)
-
-
-def _default_baseline(recipes: dict[str, Recipe], folder: Path, options: StudyOptions) -> str:
-    """Return the name of the first variant to be run that differs from the base in nothing, or else of the first."""
-    names = [name for name in recipes if name in (options.only or recipes)] or list(recipes)
-    base_path = folder / BASE_FILE
-    base = parse_recipe(read_recipe(base_path), options.settings) if base_path.is_file() else None
-    return next((name for name in names if recipes[name] == base), names[0])
+    name = folder.resolve().name
+    runs = tuple(_run(variant, name, seed, out) for variant in variants for seed in options.seeds)
+    return Study(name, out, tuple(variants), runs, by_name[baseline], options)
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
@@ -189,55 +176,64 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _read_recipes(folder: Path, settings: Sequence[str]) -> tuple[dict[str, Recipe], dict[str, str]]:
-    """Return recipes and descriptions by the variants' names, in their order."""
+def _read_variants(folder: Path, settings: Sequence[str]) -> list[Variant]:
+    """Return the variants in their order, all their faults in one error."""
     if not folder.is_dir():
         raise MissingError(f"study {str(folder)!r} is not a folder; name one with recipes in it.")
     paths = sorted(folder.glob("*.yaml"), key=lambda path: natural_order(path.stem))
     if not paths:
         raise MissingError(f"study {str(folder)!r} holds no recipe; put base.yaml there and a file for each variant.")
-    base_path = folder / BASE_FILE
-    base = read_recipe(base_path) if base_path in paths else None
-    if base is not None and len(paths) > 1:
+    base, base_path = None, folder / BASE_FILE
+    if base_path in paths and len(paths) > 1:
         paths.remove(base_path)
+        base = read_recipe(base_path)
         # Every variant would have the base's faults again.
         parse_recipe(base, name=str(base_path))
     faults: list[str] = []
-    recipes, descriptions = {}, {}
+    variants = []
     for path in paths:
         try:
-            recipes[path.stem], descriptions[path.stem] = _read_variant(path, base, settings)
+            variants.append(_read_variant(path, base, settings))
         except InputError as error:
             faults += str(error).splitlines()
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
-    return recipes, descriptions
+    return variants
 
 
-def _read_variant(path: Path, base: str | None, settings: Sequence[str]) -> tuple[Recipe, str]:
+def _read_variant(path: Path, base: str | None, settings: Sequence[str]) -> Variant:
     if not _VARIANT_NAME.fullmatch(path.stem):
         raise InputError(f"{path}: a variant's name has letters, digits, '.', '_' and '-' only; rename it.")
     text = read_recipe(path)
-    first = text.split("\n", 1)[0]
-    description = first.lstrip("#").strip().rstrip(".") if first.startswith("#") else ""
-    if base is None or path.name == BASE_FILE:
-        return parse_recipe(text, settings, name=str(path)), description
+    first_line = text.split("\n", 1)[0]
+    description = first_line.lstrip("#").strip().rstrip(".") if first_line.startswith("#") else ""
+    if base is None:
+        return Variant(path.stem, description, parse_recipe(text, settings, name=str(path)))
     recipe = parse_recipe(base, settings, name=str(path), difference=text)
-    named = parse_recipe(base)
+    base_recipe = parse_recipe(base)
     for key, rule in (("name", "runs are named by the study"), ("seed", "--seeds says the runs' seeds")):
-        if getattr(recipe, key) != getattr(named, key):
+        if getattr(recipe, key) != getattr(base_recipe, key):
             raise InputError(f"{path}: {key}={getattr(recipe, key)!r}: {rule}; leave it out.")
-    return recipe, description
+    return Variant(path.stem, description, recipe)
 
 
-def _different(recipes: dict[str, Recipe], section: str, rule: str) -> list[str]:
-    """Return a fault if a section is not the same in all recipes."""
-    (first, *_), values = recipes, {name: flat(getattr(each, section).model_dump()) for name, each in recipes.items()}
+def _default_baseline(variants: dict[str, Variant], folder: Path, options: StudyOptions) -> str:
+    """Return the name of the first variant to be run that differs from the base in nothing, or else of the first."""
+    names = [name for name in variants if name in (options.only or variants)] or list(variants)
+    base_path = folder / BASE_FILE
+    base = parse_recipe(read_recipe(base_path), options.settings) if base_path.is_file() else None
+    return next((name for name in names if variants[name].recipe == base), names[0])
+
+
+def _unlike_the_first(variants: Sequence[Variant], section: str, rule: str) -> list[str]:
+    """Return a fault for each value of a section that is not the first variant's."""
+    first = variants[0]
     return [
-        f"{name}: {section}.{key}={value!r} is {values[first][key]!r} in {first}; {rule}: make them the same."
-        for name, each in values.items()
-        for key, value in each.items()
-        if value != values[first][key]
+        f"{variant.name}: {key}={value!r} is {first.differences(variant)[key]!r} in {first.name}; {rule}: "
+        "make them the same."
+        for variant in variants
+        for key, value in variant.differences(first).items()
+        if key.startswith(f"{section}.")
     ]
 
 
@@ -246,9 +242,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
 
 
-def _recipe_of_run(variant: Variant, study: str, seed: int, out: Path) -> Recipe:
-    """Return a run's whole recipe; all runs are tracked in one place, beside the study's folder."""
+def _run(variant: Variant, study: str, seed: int, out: Path) -> Run:
+    """Return a variant's run; all runs are tracked in one place, beside the study's folder."""
     recipe = variant.recipe
     tracking = recipe.tracking.model_copy(update={"uri": recipe.tracking.uri or default_uri(out)})
     name = f"{study}/{variant.name}/seed-{seed}"
-    return recipe.model_copy(update={"name": name, "seed": seed, "tracking": tracking})
+    recipe = recipe.model_copy(update={"name": name, "seed": seed, "tracking": tracking})
+    return Run(variant.name, recipe, out / variant.name / f"seed-{seed}")

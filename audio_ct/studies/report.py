@@ -1,15 +1,13 @@
-"""What a study found: study.json with everything, table.md to read, and two figures to see."""
+"""A study's report: study.json with everything, table.md to read, and two figures to see."""
 
-import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -18,9 +16,10 @@ from matplotlib.ticker import EngFormatter
 from audio_ct import __version__
 from audio_ct.durable import write_whole
 from audio_ct.provenance import commit
-from audio_ct.studies.plan import Study, Variant
+from audio_ct.studies.plan import BUDGET, Study, Variant
 from audio_ct.studies.runs import Outcome
-from audio_ct.studies.seeds import Mean, mean_over_seeds, paired_difference
+from audio_ct.studies.seeds import Mean, difference_over_seeds, mean_over_seeds
+from audio_ct.tokens.store import TokenStore
 
 RECORD_FILE, TABLE_FILE, FIGURE_FILE, CURVES_FILE = "study.json", "table.md", "figure.png", "curves.png"
 MAX_LISTED_CHANGES = 4
@@ -31,101 +30,85 @@ LINE_STYLES = ("-", "--", ":", "-.")
 NUM_COLOURS = 10
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """What all runs of a study learn from.
-
-    Attributes:
-        name: the token store's.
-        digest: the token store's.
-        unit: what a token stands for, "sample" or "byte".
-        parameters: of each variant's model for its vocabulary, by the variant's name.
-    """
-
-    name: str
-    digest: str
-    unit: str
-    parameters: Mapping[str, int]
-
-
 def report_paths(out: Path) -> list[Path]:
     """Return the files of a study's report."""
     return [out / name for name in (RECORD_FILE, TABLE_FILE, FIGURE_FILE, CURVES_FILE)]
 
 
-def summarise(study: Study, outcomes: Mapping[str, Outcome], corpus: Corpus) -> dict[str, Any]:
+def summarise(
+    study: Study, outcomes: Mapping[str, Outcome], store: TokenStore, parameters: Mapping[str, int]
+) -> dict[str, Any]:
     """Return everything that is known of a study, as JSON holds it.
 
     Args:
-        study: what was asked for.
+        study: as planned.
         outcomes: by the runs' names.
-        corpus: what all runs learn from.
+        store: the corpus of all runs.
+        parameters: of each variant's model, by the variant's name.
     """
     by_variant = {
         variant.name: [outcomes[run.name] for run in study.runs if run.variant == variant.name]
         for variant in study.variants
     }
-    options = study.options
-    (baseline,) = [variant for variant in study.variants if variant.name == study.baseline]
+    baseline = study.baseline
     return {
         "study": study.name,
-        "command": options.command,
+        "command": study.options.command,
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "commit": commit(),
-        "store": corpus.name,
-        "store_digest": corpus.digest,
-        "unit": corpus.unit,
-        "split": options.split,
-        "max_tokens": options.max_tokens,
-        "cold_start_samples": options.cold_start_samples,
-        "seeds": list(options.seeds),
-        "settings": list(options.settings),
-        "baseline": study.baseline,
+        "store": store.path.name,
+        "store_digest": store.digest,
+        "unit": store.codec.unit,
+        **study.options.scoring,
+        "seeds": list(study.options.seeds),
+        "settings": list(study.options.settings),
+        "baseline": baseline.name,
         "training_tokens": baseline.recipe.training.max_tokens,
         "variants": [
-            _summarise_variant(variant, by_variant[variant.name], by_variant[study.baseline], corpus)
-            for variant in study.variants
+            _summarise_variant(variant, baseline, parameters[variant.name], by_variant) for variant in study.variants
         ],
     }
 
 
 def _summarise_variant(
-    variant: Variant, outcomes: Sequence[Outcome], baseline: Sequence[Outcome], corpus: Corpus
+    variant: Variant, baseline: Variant, parameters: int, by_variant: Mapping[str, Sequence[Outcome]]
 ) -> dict[str, Any]:
-    bits, baseline_bits = _by_seed(outcomes, "bits_per_sample"), _by_seed(baseline, "bits_per_sample")
+    outcomes, differences = by_variant[variant.name], variant.differences(baseline)
+    bits = _by_seed(outcomes, "bits_per_sample")
     mean = mean_over_seeds(list(bits.values()))
-    speed = mean_over_seeds(list(_by_seed(outcomes, "training_tokens_per_second").values()))
-    validation = mean_over_seeds(list(_by_seed(outcomes, "validation_bits_per_sample").values()))
+    difference = None
+    if variant is not baseline:
+        difference = difference_over_seeds(bits, _by_seed(by_variant[baseline.name], "bits_per_sample"))
+    validation, speed = (
+        mean_over_seeds(list(_by_seed(outcomes, figure).values()))
+        for figure in ("validation_bits_per_sample", "training_tokens_per_second")
+    )
     return {
         "name": variant.name,
         "description": variant.description,
-        "changes": variant.changes,
-        "budget_differs": variant.budget,
-        "parameters": corpus.parameters[variant.name],
+        "changes": {key: value for key, value in differences.items() if key not in BUDGET},
+        "budget_differs": {key: value for key, value in differences.items() if key in BUDGET},
+        "parameters": parameters,
         "num_seeds": len(bits),
         "bits_per_sample": mean.value if mean else None,
         "half_width": mean.half_width if mean else None,
-        "difference": _as_dict(None if outcomes is baseline else paired_difference(bits, baseline_bits)),
+        "difference": asdict(difference) if difference else None,
         "validation_bits_per_sample": validation.value if validation else None,
         "training_tokens_per_second": speed.value if speed else None,
-        "curve": _mean_curve([each.curve for each in outcomes if each.curve]),
+        "curve": _mean_curve([outcome.curve for outcome in outcomes if outcome.curve]),
         "runs": [
-            {"seed": each.run.recipe.seed, "state": each.state, "error": each.error, **(each.figures or {})}
-            for each in outcomes
+            {"seed": outcome.run.recipe.seed, "state": outcome.state, "error": outcome.error, **(outcome.figures or {})}
+            for outcome in outcomes
         ],
     }
 
 
-def _as_dict(mean: Mean | None) -> dict[str, Any] | None:
-    return None if mean is None else asdict(mean)
-
-
 def _by_seed(outcomes: Sequence[Outcome], figure: str) -> dict[int, float]:
     return {
-        each.run.recipe.seed: each.figures[figure]
-        for each in outcomes
-        if each.figures is not None and each.figures[figure] is not None
+        outcome.run.recipe.seed: outcome.figures[figure]
+        for outcome in outcomes
+        if outcome.figures is not None and outcome.figures[figure] is not None
     }
 
 
@@ -138,7 +121,7 @@ def _mean_curve(curves: Sequence[Sequence[dict[str, float | None]]]) -> list[dic
             if tokens is not None and bits is not None:
                 found[tokens].append(bits)
     return [
-        {"tokens": tokens, "mean": float(np.mean(bits)), "lowest": min(bits), "highest": max(bits)}
+        {"tokens": tokens, "mean": sum(bits) / len(bits), "lowest": min(bits), "highest": max(bits)}
         for tokens, bits in sorted(found.items())
         if len(bits) == len(curves)
     ]
@@ -152,45 +135,27 @@ def write_table(summary: Mapping[str, Any], out: Path) -> None:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    one = summary["unit"]
+    unit, baseline, variants = summary["unit"], summary["baseline"], summary["variants"]
     header = [
-        *("variant", "what differs", "parameters", "seeds", f"{summary['split']} bits per {one}"),
-        *(f"less {summary['baseline']}", "validation", "training tokens/s"),
+        *("variant", "what differs", "parameters", "seeds", f"{summary['split']} bits per {unit}"),
+        *(f"less {baseline}", "validation", "training tokens/s"),
     ]
     lines = [f"# {_cell(summary['study'])}", "", _row(header), _row(["---"] * 2 + ["---:"] * (len(header) - 2))]
-    for variant in summary["variants"]:
-        speed = variant["training_tokens_per_second"]
-        difference = variant["difference"] or {}
-        lines.append(
-            _row(
-                [
-                    variant["name"],
-                    _what_differs(variant, is_baseline=variant["name"] == summary["baseline"]),
-                    f"{variant['parameters']:,}",
-                    str(variant["num_seeds"]),
-                    _with_interval(variant["bits_per_sample"], variant["half_width"]),
-                    _with_interval(difference.get("value"), difference.get("half_width"), sign="+"),
-                    _with_interval(variant["validation_bits_per_sample"], None),
-                    UNKNOWN if speed is None else f"{speed:,.0f}",
-                ]
-            )
-        )
-    scored = (
-        "all recordings"
-        if summary["max_tokens"] is None
-        else f"whole recordings up to {summary['max_tokens']:,} {one}s"
-    )
+    lines += [_row(_cells(variant, baseline)) for variant in variants]
+    scored = "all recordings"
+    if summary["max_tokens"] is not None:
+        scored = f"whole recordings up to {summary['max_tokens']:,} {unit}s"
     seeds = ", ".join(map(str, summary["seeds"]))
     lines += [
         "",
         f"Means over seeds ({seeds}), ± half of the 95 % Student t interval over them; a single seed has none. "
-        f"Differences to {summary['baseline']} are paired by seed. Each run has {summary['training_tokens']:,} {one}s "
+        f"Differences to {baseline} are paired by seed. Each run has {summary['training_tokens']:,} {unit}s "
         f"of training unless its row says otherwise, and is scored at its best checkpoint by validation, on {scored} "
-        f"of the {summary['split']} split, their first {summary['cold_start_samples']:,} {one}s left out.",
+        f"of the {summary['split']} split, their first {summary['cold_start_samples']:,} {unit}s left out.",
     ]
     unfinished = [
         f"- {variant['name']}, seed {run['seed']}: {run['state']}" + (f": {run['error']}" if run["error"] else "")
-        for variant in summary["variants"]
+        for variant in variants
         for run in variant["runs"]
         if run["state"] != "done"
     ]
@@ -204,7 +169,22 @@ def _table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _what_differs(variant: Mapping[str, Any], *, is_baseline: bool) -> str:
+def _cells(variant: Mapping[str, Any], baseline: str) -> list[str]:
+    bits, difference = variant["bits_per_sample"], variant["difference"]
+    validation, speed = variant["validation_bits_per_sample"], variant["training_tokens_per_second"]
+    return [
+        variant["name"],
+        _differences(variant, is_baseline=variant["name"] == baseline),
+        f"{variant['parameters']:,}",
+        str(variant["num_seeds"]),
+        UNKNOWN if bits is None else f"{Mean(bits, variant['half_width'], variant['num_seeds']):.4f}",
+        UNKNOWN if difference is None else f"{Mean(**difference):+.4f}",
+        UNKNOWN if validation is None else f"{validation:.4f}",
+        UNKNOWN if speed is None else f"{speed:,.0f}",
+    ]
+
+
+def _differences(variant: Mapping[str, Any], *, is_baseline: bool) -> str:
     changes = [f"{key}={value}" for key, value in variant["changes"].items()]
     if len(changes) > MAX_LISTED_CHANGES:
         changes[MAX_LISTED_CHANGES:] = [f"and {len(changes) - MAX_LISTED_CHANGES} more"]
@@ -213,12 +193,6 @@ def _what_differs(variant: Mapping[str, Any], *, is_baseline: bool) -> str:
         budget = ", ".join(f"{key}={value}" for key, value in variant["budget_differs"].items())
         parts.append(f"**differs: {budget}**")
     return "; ".join(part for part in parts if part)
-
-
-def _with_interval(value: float | None, half_width: float | None, *, sign: str = "") -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value:{sign}.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -235,28 +209,29 @@ def write_figures(summary: Mapping[str, Any], out: Path) -> None:
     _draw_curves(summary).savefig(out / CURVES_FILE, dpi=130)
 
 
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", lw=0.4, alpha=0.3)
+    return figure, axes
+
+
 def _draw_variants(summary: Mapping[str, Any]) -> Figure:
     variants = summary["variants"]
-    figure = Figure(figsize=(8, 1.4 + 0.42 * len(variants)), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-    axes = figure.subplots()
+    figure, axes = _figure(8, 1.4 + 0.42 * len(variants))
     for place, variant in enumerate(variants):
         bits = [run["bits_per_sample"] for run in variant["runs"] if run["state"] == "done"]
-        colour = "tab:red" if variant["name"] == summary["baseline"] else "tab:blue"
+        is_baseline = variant["name"] == summary["baseline"]
+        colour = "tab:red" if is_baseline else "tab:blue"
         axes.plot(bits, [place] * len(bits), "o", mfc="none", mec=colour, ms=5, alpha=0.6, zorder=2)
-        if variant["bits_per_sample"] is not None:
-            half_width = variant["half_width"]
-            axes.errorbar(
-                variant["bits_per_sample"],
-                place,
-                xerr=half_width,
-                fmt="|" if half_width is not None else "o",
-                color=colour,
-                ms=14 if half_width is not None else 5,
-                capsize=4,
-                zorder=3,
-            )
-            if variant["name"] == summary["baseline"]:
-                axes.axvline(variant["bits_per_sample"], color=colour, lw=1, ls=":", zorder=1)
+        mean, half_width = variant["bits_per_sample"], variant["half_width"]
+        if mean is None:
+            continue
+        marker: dict[str, Any] = {"fmt": "o", "ms": 5} if half_width is None else {"fmt": "|", "ms": 14}
+        axes.errorbar(mean, place, xerr=half_width, color=colour, capsize=4, zorder=3, **marker)
+        if is_baseline:
+            axes.axvline(mean, color=colour, lw=1, ls=":", zorder=1)
     axes.set_yticks(range(len(variants)), [variant["name"] for variant in variants])
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.set_xlabel(
@@ -264,31 +239,24 @@ def _draw_variants(summary: Mapping[str, Any]) -> Figure:
     )
     axes.set_title(summary["study"], loc="left")
     axes.ticklabel_format(axis="x", useOffset=False)
-    _tidy(axes)
     axes.grid(axis="y", lw=0.4, alpha=0.3)
     return figure
 
 
 def _draw_curves(summary: Mapping[str, Any]) -> Figure:
     variants = [variant for variant in summary["variants"] if variant["curve"]]
-    figure = Figure(
-        figsize=(9, max(4.5, 1 + 0.24 * len(variants))), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1)
-    )
-    axes = figure.subplots()
+    figure, axes = _figure(9, max(4.5, 1 + 0.24 * len(variants)))
     shown: list[float] = []
     for place, variant in enumerate(variants):
-        curve, colour = variant["curve"], f"C{place % NUM_COLOURS}"
-        style = LINE_STYLES[place // NUM_COLOURS % len(LINE_STYLES)]
-        tokens = [point["tokens"] for point in curve]
-        marker = "o" if len(curve) == 1 else ""
-        mean = [point["mean"] for point in curve]
-        axes.plot(tokens, mean, style, marker=marker, color=colour, lw=1.4, label=variant["name"])
-        lowest, highest = ([point[end] for point in curve] for end in ("lowest", "highest"))
-        axes.fill_between(tokens, lowest, highest, color=colour, alpha=0.12, lw=0)
-        first = CURVES_FROM_FRACTION * tokens[-1]
-        shown += itertools.chain.from_iterable(
-            (low, high) for token, low, high in zip(tokens, lowest, highest, strict=True) if token >= first
+        tokens, mean, lowest, highest = (
+            [point[key] for point in variant["curve"]] for key in ("tokens", "mean", "lowest", "highest")
         )
+        colour, style = f"C{place % NUM_COLOURS}", LINE_STYLES[place // NUM_COLOURS % len(LINE_STYLES)]
+        marker = "o" if len(tokens) == 1 else ""
+        axes.plot(tokens, mean, style, marker=marker, color=colour, lw=1.4, label=variant["name"])
+        axes.fill_between(tokens, lowest, highest, color=colour, alpha=0.12, lw=0)
+        for token, low, high in zip(tokens, lowest, highest, strict=True):
+            shown += [low, high] if token >= CURVES_FROM_FRACTION * tokens[-1] else []
     if shown:
         margin = 0.05 * (max(shown) - min(shown)) or 0.01
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
@@ -296,10 +264,4 @@ def _draw_curves(summary: Mapping[str, Any]) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel=f"{summary['unit']}s of training", ylabel=f"validation bits per {summary['unit']}")
     axes.set_title(f"{summary['study']}: mean over seeds, shaded from lowest to highest", loc="left", size=11)
-    _tidy(axes)
     return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", lw=0.4, alpha=0.3)

@@ -15,47 +15,31 @@ from typing import IO, Any
 
 import joblib
 
+from audio_ct import checkpoint
 from audio_ct.durable import write_whole
 from audio_ct.errors import AudioCTError
-from audio_ct.evaluation.comparison import learning_curve
 from audio_ct.recipe import flat, parse_recipe
+from audio_ct.record import learning_curve, read_record
+from audio_ct.signals import Stop
 from audio_ct.studies.plan import BUDGET, Run, StudyOptions
-from audio_ct.training import checkpoint
-from audio_ct.training.loop import refuse_other_recipe
-from audio_ct.training.tracking import METRICS_FILE
+from audio_ct.training.run import refuse_other_recipe
 
 EVALUATION_FILE = "evaluation.json"
 POLL_SECONDS = 0.2
-# Begins the line above what a command prints.
+# Begins the line above a command's output in the log.
 PROMPT = "$ audio-ct "
 
 
-class Stop:
-    """How urgently everything shall end: asked once, runs write a checkpoint; asked again, they are ended."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-
-    def ask(self) -> None:
-        """Ask, or ask again."""
-        self._asked += 1
-
-    @property
-    def asked(self) -> int:
-        """How often it was asked."""
-        return self._asked
-
-
 class StoppedError(Exception):
-    """A run was told to stop, and did."""
+    """A command ended because of a stop request."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a run.
+    """The state of a run, with its figures.
 
     Attributes:
-        run: which.
+        run: the run.
         state: "done"; "failed", by itself; "stopped" on request; "waiting", with whatever it has so far.
         error: one line, where it failed.
         figures: of a run that is done; see `_figures`.
@@ -69,8 +53,72 @@ class Outcome:
     curve: Sequence[dict[str, float | None]] = ()
 
 
+class Commands:
+    """Starts audio-ct commands, and ends them on a stop request: with a checkpoint first, at once when it is repeated.
+
+    Args:
+        stop: the requests.
+        lock: an open file, which the commands hold as long as they live.
+        jobs: commands side by side, which share the processor's cores.
+    """
+
+    def __init__(self, stop: Stop, lock: IO[bytes], jobs: int) -> None:
+        self.stop = stop
+        self._lock = lock
+        self._jobs = jobs
+
+    def __call__(self, arguments: Sequence[str], run: Run, *, output: IO[bytes] | None = None) -> None:
+        """Run a command to its end.
+
+        Args:
+            arguments: of audio-ct.
+            run: whose log gets what the command prints, and whose recipe says the number of threads.
+            output: gets standard output instead of the log.
+
+        Raises:
+            StoppedError: if the command ended because of a stop request.
+            AudioCTError: with the last line that it printed, if it failed.
+        """
+        with run.log_file.open("ab") as log:
+            log.write(f"{PROMPT}{shlex.join(arguments)}\n".encode())
+            log.flush()
+            # Without -P the working folder's audio_ct would go before the one that runs now. A session of its own, so
+            # that Ctrl-C reaches this process alone: a second signal would end the command before its checkpoint.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "audio_ct", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output or log,
+                stderr=log,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | self._threads(run),
+                start_new_session=True,
+                pass_fds=[self._lock.fileno()],
+            )
+        requests_passed_on = 0
+        while True:
+            try:
+                status = process.wait(POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if self.stop.asked > requests_passed_on:
+                    requests_passed_on = self.stop.asked
+                    (process.terminate if requests_passed_on == 1 else process.kill)()
+        if status and requests_passed_on:
+            raise StoppedError
+        if status < 0:
+            raise AudioCTError(f"{arguments[0]} was ended by {signal.Signals(-status).name}; see {run.log_file}.")
+        if status:
+            raise AudioCTError(_last_line(run.log_file) or f"{arguments[0]} ended with status {status}.")
+
+    def _threads(self, run: Run) -> dict[str, str]:
+        """Return the environment that keeps commands side by side from each taking every core."""
+        num_threads = run.recipe.training.num_threads
+        if not num_threads and self._jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            num_threads = max(1, joblib.cpu_count() // self._jobs)
+        return {"OMP_NUM_THREADS": str(num_threads)} if num_threads else {}
+
+
 def outcome(run: Run, options: StudyOptions) -> Outcome:
-    """Return what stands of a run; changes nothing."""
+    """Return the outcome of a run as it stands; changes nothing."""
     scored = _trained_checkpoint(run)
     evaluation = None if scored is None else _evaluation(run, scored, options)
     if scored is None or evaluation is None:
@@ -79,7 +127,7 @@ def outcome(run: Run, options: StudyOptions) -> Outcome:
 
 
 def refusals(run: Run, store_digest: str) -> list[str]:
-    """Return why a run that stands is not one of its recipe, budget and store, if it is not."""
+    """Return a line for each way in which a run that stands is not one of its recipe, budget and store."""
     newest = _newest_checkpoint(run)
     if newest is None:
         return []
@@ -87,7 +135,7 @@ def refusals(run: Run, store_digest: str) -> list[str]:
         text = (newest / checkpoint.RECIPE_FILE).read_text(encoding="utf-8")
         refuse_other_recipe(run.recipe, newest, text)
         manifest = checkpoint.read_manifest(newest, verify=False)
-        before, now = (flat(each.model_dump()) for each in (parse_recipe(text, name=str(newest)), run.recipe))
+        before, now = (flat(recipe.model_dump()) for recipe in (parse_recipe(text, name=str(newest)), run.recipe))
     except AudioCTError as error:
         return [f"{run.name}: {line}" for line in str(error).splitlines()]
     if manifest.store_digest != store_digest:
@@ -102,25 +150,18 @@ def refusals(run: Run, store_digest: str) -> list[str]:
     ]
 
 
-def carry_out(run: Run, options: StudyOptions, stop: Stop, lock: IO[bytes]) -> Outcome:
-    """Train and score a run as far as that has not been done, and return what came of it.
-
-    Args:
-        run: which.
-        options: of the study.
-        stop: ends it.
-        lock: an open file; as long as the run's commands live, they hold it too.
-    """
-    if stop.asked:
+def carry_out(run: Run, options: StudyOptions, commands: Commands) -> Outcome:
+    """Train and score a run as far as that has not been done, and return its outcome."""
+    if commands.stop.asked:
         return Outcome(run, "stopped")
     try:
         if _trained_checkpoint(run) is None:
-            _train(run, options, stop, lock)
+            _train(run, commands)
         scored = _trained_checkpoint(run)
         if scored is None:
             return Outcome(run, "failed", f"{run.folder}: training ended without its last checkpoint.")
         if _evaluation(run, scored, options) is None:
-            _evaluate(run, scored, options, stop, lock)
+            _evaluate(run, scored, options, commands)
     except StoppedError:
         return Outcome(run, "stopped")
     # A full disk, or a command that failed, is this run's affair only.
@@ -129,82 +170,26 @@ def carry_out(run: Run, options: StudyOptions, stop: Stop, lock: IO[bytes]) -> O
     return outcome(run, options)
 
 
-def _train(run: Run, options: StudyOptions, stop: Stop, lock: IO[bytes]) -> None:
+def _train(run: Run, commands: Commands) -> None:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_whole(run.recipe_file, run.recipe.to_yaml().encode())
     resume = ["--resume"] if run.folder.is_dir() else []
-    command = ["train", str(run.recipe_file), "--run-dir", str(run.folder), *resume]
-    with run.log_file.open("ab") as log:
-        _call(command, run, options, stop, lock, stdout=log, stderr=log)
+    commands(["train", str(run.recipe_file), "--run-dir", str(run.folder), *resume], run)
 
 
-def _evaluate(run: Run, scored: Path, options: StudyOptions, stop: Stop, lock: IO[bytes]) -> None:
-    command = ["evaluate", str(scored), "--split", options.split, "--json"]
-    command += ["--cold-start-samples", str(options.cold_start_samples)]
-    command += [] if options.max_tokens is None else ["--max-tokens", str(options.max_tokens)]
-    with run.log_file.open("ab") as log, tempfile.TemporaryFile() as printed:
-        _call(command, run, options, stop, lock, stdout=printed, stderr=log)
-        printed.seek(0)
-        result = json.loads(printed.read())
-    record = {"checkpoint": _identity(scored), "settings": _settings(options), "result": result}
+def _evaluate(run: Run, scored: Path, options: StudyOptions, commands: Commands) -> None:
+    arguments = ["evaluate", str(scored), "--split", options.split, "--json"]
+    arguments += ["--cold-start-samples", str(options.cold_start_samples)]
+    arguments += [] if options.max_tokens is None else ["--max-tokens", str(options.max_tokens)]
+    with tempfile.TemporaryFile() as output:
+        commands(arguments, run, output=output)
+        output.seek(0)
+        result = json.loads(output.read())
+    record = {"checkpoint": _identity(scored), "settings": options.scoring, "result": result}
     write_whole(run.folder / EVALUATION_FILE, json.dumps(record, indent=1).encode() + b"\n")
 
 
-def _call(
-    arguments: Sequence[str],
-    run: Run,
-    options: StudyOptions,
-    stop: Stop,
-    lock: IO[bytes],
-    *,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
-) -> None:
-    """Run an audio-ct command to its end.
-
-    Raises:
-        StoppedError: if it ended because it was told to.
-        AudioCTError: with the last line that it printed, if it failed.
-    """
-    stderr.write(f"{PROMPT}{shlex.join(arguments)}\n".encode())
-    stderr.flush()
-    # Without -P the working folder's audio_ct would go before the one that runs now. A session of its own, so that
-    # Ctrl-C reaches this process alone: a second signal would end the command before its checkpoint.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "audio_ct", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"} | _threads(run, options),
-        start_new_session=True,
-        pass_fds=[lock.fileno()],
-    )
-    told = 0
-    while True:
-        try:
-            status = process.wait(POLL_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            if stop.asked > told:
-                told = stop.asked
-                (process.terminate if told == 1 else process.kill)()
-    if status and told:
-        raise StoppedError
-    if status:
-        if status < 0:
-            raise AudioCTError(f"{arguments[0]} was ended by {signal.Signals(-status).name}; see {run.log_file}.")
-        raise AudioCTError(_error_line(run.log_file) or f"{arguments[0]} ended with status {status}.")
-
-
-def _threads(run: Run, options: StudyOptions) -> dict[str, str]:
-    """Return the environment that keeps commands side by side from each taking every core."""
-    num_threads = run.recipe.training.num_threads
-    if not num_threads and options.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        num_threads = max(1, joblib.cpu_count() // options.jobs)
-    return {"OMP_NUM_THREADS": str(num_threads)} if num_threads else {}
-
-
-def _error_line(log: Path) -> str:
+def _last_line(log: Path) -> str:
     """Return the last line of a command's log, "" if the command printed none."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 10_000))
@@ -230,31 +215,23 @@ def _trained_checkpoint(run: Run) -> Path | None:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Return what tells a checkpoint from every other; its manifest has the digests of all its files."""
+    """Return a checkpoint's name and its manifest's digest, which covers the digests of all its files."""
     manifest = path / checkpoint.MANIFEST_FILE
     return {"name": path.name, "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
 
 
-def _settings(options: StudyOptions) -> dict[str, Any]:
-    return {
-        "split": options.split,
-        "max_tokens": options.max_tokens,
-        "cold_start_samples": options.cold_start_samples,
-    }
-
-
 def _evaluation(run: Run, scored: Path, options: StudyOptions) -> dict[str, Any] | None:
-    """Return the figures of a checkpoint if they stand, measured with the same settings."""
+    """Return the evaluation of a checkpoint if there is one, measured with the same settings."""
     try:
         record = json.loads((run.folder / EVALUATION_FILE).read_bytes())
-        is_same = record["checkpoint"] == _identity(scored) and record["settings"] == _settings(options)
+        is_same = record["checkpoint"] == _identity(scored) and record["settings"] == options.scoring
         return dict(record["result"]) if is_same else None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
 def _figures(run: Run, scored: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return what the study tells of a run that is done.
+    """Return the figures of a run that is done.
 
     Returns:
         bits_per_sample and its interval over recordings; evaluation, all that was measured; checkpoint, step and tokens
@@ -262,11 +239,7 @@ def _figures(run: Run, scored: Path, evaluation: dict[str, Any]) -> dict[str, An
         final_metrics, the record's last line of training, with auxiliary losses; store_digest, commit and version.
     """
     manifest = checkpoint.read_manifest(scored, verify=False)
-    final_metrics: dict[str, Any] = {}
-    for line in (run.folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        if "training_bits_per_sample" in values:
-            final_metrics = values
+    training_lines = [line for line in read_record(run.folder) if "training_bits_per_sample" in line]
     return {
         "bits_per_sample": evaluation["bits_per_sample"],
         "interval": evaluation["interval"],
@@ -277,7 +250,7 @@ def _figures(run: Run, scored: Path, evaluation: dict[str, Any]) -> dict[str, An
         "validation_bits_per_sample": manifest.validation_bits_per_sample,
         "parameters": manifest.model.get("parameters"),
         "training_tokens_per_second": manifest.metrics.get("training_tokens_per_second"),
-        "final_metrics": final_metrics,
+        "final_metrics": training_lines[-1] if training_lines else {},
         "store_digest": manifest.store_digest,
         "commit": manifest.commit,
         "version": manifest.version,

@@ -1,33 +1,29 @@
 """A study from its folder to its table, in the order in which it happens."""
 
 import fcntl
-import logging
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import torch
 
 from audio_ct import __version__
 from audio_ct.errors import AudioCTError, InputError
-from audio_ct.models.interface import num_parameters
+from audio_ct.models.build import build_model
+from audio_ct.models.token_model import num_parameters
 from audio_ct.provenance import commit
-from audio_ct.recipe import build_model
+from audio_ct.signals import stop_on_signals
 from audio_ct.studies.parent_run import ParentRun
-from audio_ct.studies.plan import Run, Study, StudyOptions, read_study
-from audio_ct.studies.report import Corpus, report_paths, summarise, write_figures, write_table
-from audio_ct.studies.runs import Outcome, Stop, carry_out, outcome, refusals
+from audio_ct.studies.plan import Study, StudyOptions, read_study
+from audio_ct.studies.report import report_paths, summarise, write_figures, write_table
+from audio_ct.studies.runs import Commands, Outcome, carry_out, outcome, refusals
 from audio_ct.tokens.clip import open_corpus
-from audio_ct.tokens.encoding import unit
 
 LOCK_FILE = "study.lock"
-
-logger = logging.getLogger("audio_ct")
+STOPPING = "stopping once running commands have written checkpoints; signal again to end them at once"
 
 
 def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callable[[str], None] = print) -> bool:
@@ -36,8 +32,8 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
     Args:
         folder: of recipes; see `audio_ct.studies.plan.read_study`.
         out: gets VARIANT/seed-N/, study.json, table.md, figure.png and curves.png.
-        options: what to do.
-        report: called with a line for each thing done.
+        options: how the study is run.
+        report: called with a line for each run that has ended.
 
     Returns:
         False if a run failed; the table says which and why.
@@ -48,26 +44,31 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
         KeyboardInterrupt: after SIGINT or SIGTERM, once running commands have written their checkpoints.
     """
     study = read_study(folder, out, options)
-    corpus = _check_against_corpus(study)
+    corpus = study.baseline.recipe.corpus
+    store = open_corpus(corpus.store, corpus.clip_seconds)
+    # Raises where the corpus has no such split.
+    store.recordings(options.split)
+    parameters = _parameters(study, store.vocabulary_size)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out) as lock, _signals() as stop:
-        if faults := [fault for run in study.runs for fault in refusals(run, corpus.digest)]:
+    with _locked(out) as lock, stop_on_signals(STOPPING) as stop:
+        if faults := [fault for run in study.runs for fault in refusals(run, store.digest)]:
             raise InputError("\n".join(faults))
         study, parent = _track(study)
         outcomes = {run.name: outcome(run, options) for run in study.runs}
+        commands = Commands(stop, lock, options.jobs)
         with ThreadPoolExecutor(options.jobs) as pool:
-            futures = [pool.submit(carry_out, run, options, stop, lock) for run in study.selected]
+            futures = [pool.submit(carry_out, run, options, commands) for run in study.selected]
             for done, future in enumerate(as_completed(futures), start=1):
                 result = future.result()
                 outcomes[result.run.name] = result
-                report(f"{_line(result, corpus.unit)}   ({done} of {len(futures)})")
-                write_table(summarise(study, outcomes, corpus), out)
-        summary = summarise(study, outcomes, corpus)
+                report(f"{_line(result, store.codec.unit)}   ({done} of {len(futures)})")
+                write_table(summarise(study, outcomes, store, parameters), out)
+        summary = summarise(study, outcomes, store, parameters)
         write_table(summary, out)
         write_figures(summary, out)
         has_failed = any(outcomes[run.name].state == "failed" for run in study.selected)
         if parent is not None:
-            means = {each["name"]: each["bits_per_sample"] for each in summary["variants"]}
+            means = {variant["name"]: variant["bits_per_sample"] for variant in summary["variants"]}
             parent.close(
                 "KILLED" if stop.asked else "FAILED" if has_failed else "FINISHED",
                 {f"{options.split}_bits_per_sample/{name}": mean for name, mean in means.items() if mean is not None},
@@ -78,26 +79,22 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
     return not has_failed
 
 
-def _check_against_corpus(study: Study) -> Corpus:
-    """Return what is told of the corpus, once it has the split and every variant's model can be built for it.
+def _parameters(study: Study, vocabulary_size: int) -> dict[str, int]:
+    """Return the size of every variant's model, by name.
 
     Raises:
-        MissingError: if the store is not there.
-        InputError: naming every variant whose sizes do not fit together.
+        InputError: naming every variant whose model cannot be built for the vocabulary.
     """
-    recipe = study.variants[0].recipe
-    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds)
-    store.recordings(study.options.split)
     parameters, faults = {}, []
     for variant in study.variants:
         try:
             with torch.device("meta"):
-                parameters[variant.name] = num_parameters(build_model(variant.recipe.model, store.vocabulary_size))
+                parameters[variant.name] = num_parameters(build_model(variant.recipe.model, vocabulary_size))
         except AudioCTError as error:
             faults += [f"{variant.name}: {line}" for line in str(error).splitlines()]
     if faults:
         raise InputError("\n".join(faults))
-    return Corpus(store.path.name, store.digest, unit(store.encoding), parameters)
+    return parameters
 
 
 def _track(study: Study) -> tuple[Study, ParentRun | None]:
@@ -108,21 +105,17 @@ def _track(study: Study) -> tuple[Study, ParentRun | None]:
     assert tracking.uri is not None
     parent = ParentRun(study.out, name=study.name, experiment=tracking.experiment, uri=tracking.uri)
     tags = {"commit": commit() or "unknown", "version": __version__, "command": study.options.command}
-    run_id = parent.open(tags)
-    return replace(study, runs=tuple(_nested(run, run_id) for run in study.runs)), parent
+    nested = tracking.model_copy(update={"parent_run_id": parent.open(tags)})
+    runs = [replace(run, recipe=run.recipe.model_copy(update={"tracking": nested})) for run in study.runs]
+    return replace(study, runs=tuple(runs)), parent
 
 
-def _nested(run: Run, parent_run_id: str | None) -> Run:
-    tracking = run.recipe.tracking.model_copy(update={"parent_run_id": parent_run_id})
-    return replace(run, recipe=run.recipe.model_copy(update={"tracking": tracking}))
-
-
-def _line(result: Outcome, one: str) -> str:
+def _line(result: Outcome, unit: str) -> str:
     if result.figures is None:
         return f"{result.run.name}: {result.state}" + (f": {result.error}" if result.error else "")
     speed = result.figures["training_tokens_per_second"]
     trained = "" if speed is None else f", trained at {speed:,.0f} tokens/s"
-    return f"{result.run.name}: {result.figures['bits_per_sample']:.4f} bits per {one}{trained}"
+    return f"{result.run.name}: {result.figures['bits_per_sample']:.4f} bits per {unit}{trained}"
 
 
 @contextmanager
@@ -140,20 +133,3 @@ def _locked(out: Path) -> Iterator[IO[bytes]]:
                 f"--out {str(out)!r} is in use by another study, or by a run that one left behind; wait for its end."
             ) from error
         yield file
-
-
-@contextmanager
-def _signals() -> Iterator[Stop]:
-    """Ask for an end at SIGINT and SIGTERM."""
-    stop = Stop()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.ask()
-        logger.warning("stopping once running commands have written checkpoints; signal again to end them at once")
-
-    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

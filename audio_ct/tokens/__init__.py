@@ -1,1 +1,1 @@
-"""Tokens on disk and in windows; knows nothing of the waveforms that they came from."""
+"""Tokens on disk and in windows, and what they stand for."""

@@ -7,18 +7,18 @@ from typing import Self
 import numpy as np
 
 from audio_ct.errors import InputError
-from audio_ct.tokens.store import Recording, Tokens, TokenStore
+from audio_ct.tokens.store import Recording, StoredTokens, TokenStore
 
 
 class ClipStore(TokenStore):
-    """A token store of which only one stretch of one training recording is seen, the same in every split."""
+    """A token store that shows a single stretch of a training recording, the same in every split."""
 
     @classmethod
     def open_clip(cls, path: str | Path, seconds: float) -> Self:
-        """Return the store at a path, cut to the loudest stretch of its first training recording that is long enough.
+        """Open a store cut to the loudest stretch of its first training recording that is long enough.
 
-        Loudest by the mean distance of mu-law codes from silence, so that the clip does not begin in a pause, which
-        every recording has and nothing could be told from.
+        Loudest by the mean distance of mu-law codes from silence: the beginnings of recordings are pauses, which are
+        all alike.
 
         Args:
             path: The store's folder.
@@ -28,11 +28,12 @@ class ClipStore(TokenStore):
             InputError: If every training recording is shorter, or the store holds bytes.
         """
         store = cls.open(path)
-        if store.sample_rate_hz is None:
+        rate_hz = store.codec.sample_rate_hz
+        if rate_hz is None:
             raise InputError(
                 f"corpus.clip_seconds={seconds}: {str(store.path)!r} holds bytes, which have no seconds; leave it out."
             )
-        length = round(seconds * store.sample_rate_hz)
+        length = round(seconds * rate_hz)
         long_enough = [recording for recording in store.recordings("train") if recording.length >= length > 0]
         if not long_enough:
             raise InputError(
@@ -40,7 +41,7 @@ class ClipStore(TokenStore):
                 f"{str(store.path)!r}; lower it."
             )
         recording = long_enough[0]
-        loudness = np.abs(store.tokens("train", recording).astype(np.int64) - store.vocabulary_size // 2)
+        loudness = np.abs(store.tokens("train", recording).astype(np.int64) - store.start_token)
         total = np.concatenate([[0], np.cumsum(loudness)])
         start = int(np.argmax(total[length:] - total[:-length]))
         clip = replace(recording, offset=recording.offset + start, length=length)
@@ -48,11 +49,11 @@ class ClipStore(TokenStore):
         store.digest = f"{store.digest}-clip-{length}"
         return store
 
-    def tokens(self, split: str, recording: Recording | int, start: int = 0, stop: int | None = None) -> Tokens:
-        """Return a copy of the clip's tokens from start to stop; every split's are the training recording's."""
+    def tokens(self, split: str, recording: Recording | int, start: int = 0, stop: int | None = None) -> StoredTokens:
+        """Copy the clip's tokens from start to stop; every split's are the training recording's."""
         return super().tokens("train", recording, start, stop)
 
 
 def open_corpus(path: str | Path, clip_seconds: float | None) -> TokenStore:
-    """Return the store at a path, or the clip of it where a length is given."""
+    """Open a store, or a clip of it where a length is given."""
     return TokenStore.open(path) if clip_seconds is None else ClipStore.open_clip(path, clip_seconds)

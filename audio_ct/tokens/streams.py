@@ -45,7 +45,6 @@ class Streams:
         seed: orders the recordings, with the epoch.
         reset_every_windows: a lane's state is reset after this many windows, staggered over the lanes, so that a cold
             start, as in sampling, stays familiar to the model; 0 for never.
-        start_token: what stands before the first token of a fresh lane, the store's `start_token`.
 
     Raises:
         InputError: if the split has fewer tokens than one window of every lane.
@@ -60,7 +59,6 @@ class Streams:
         window_length: int,
         seed: int,
         reset_every_windows: int,
-        start_token: int,
     ) -> None:
         self._store = store
         self._split = split
@@ -68,7 +66,6 @@ class Streams:
         self._window_length = window_length
         self._seed = seed
         self._reset_every = reset_every_windows
-        self._start_token = start_token
         self._lane_length = store.num_tokens(split) // num_lanes
         self.windows_per_epoch = self._lane_length // window_length
         if self.windows_per_epoch == 0:
@@ -80,16 +77,16 @@ class Streams:
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def window(self, step: int) -> Window:
-        """Return the window that every lane reads at a step, counted from 0 over all epochs."""
+        """Read the window of every lane at a step, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.windows_per_epoch)
         rows = np.stack([self._read(epoch, lane, index) for lane in range(self._num_lanes)])
         fresh = torch.tensor([self._is_fresh(step, lane) for lane in range(self._num_lanes)])
         inputs = torch.from_numpy(rows[:, :-1].astype(np.int64))
-        inputs[fresh, 0] = self._start_token
+        inputs[fresh, 0] = self._store.start_token
         return Window(inputs, torch.from_numpy(rows[:, 1:].astype(np.int64)), fresh)
 
     def recordings_at(self, step: int) -> tuple[str, ...]:
-        """Return the names of the recordings that the lanes read at a step, for messages."""
+        """The names of the recordings that the lanes read at a step, for messages."""
         epoch, index = divmod(step, self.windows_per_epoch)
         recordings, starts = self._order(epoch)
         names = []
@@ -110,7 +107,7 @@ class Streams:
         return lane * self._lane_length + index * self._window_length
 
     def _order_of_epoch(self, epoch: int) -> tuple[list[Recording], list[int]]:
-        """Return the epoch's recordings in order and the place on the line where each begins."""
+        """The epoch's recordings in order, and the place on the line where each begins."""
         random = np.random.default_rng((self._seed, epoch))
         by_speaker: dict[str, list[Recording]] = defaultdict(list)
         for recording in self._store.recordings(self._split):
@@ -125,10 +122,10 @@ class Streams:
         return recordings, starts.tolist()
 
     def _read(self, epoch: int, lane: int, index: int) -> np.ndarray:
-        """Return the window's tokens with the one before them in front: [window_length + 1]."""
+        """Read the window's tokens with the one before them in front: [window_length + 1]."""
         start = self._place(lane, index) - 1
         stop = start + 1 + self._window_length
-        pieces = [np.array([self._start_token])] if start < 0 else []
+        pieces = [np.array([self._store.start_token])] if start < 0 else []
         start = max(start, 0)
         recordings, starts = self._order(epoch)
         at = bisect.bisect_right(starts, start) - 1

@@ -1,1 +1,1 @@
-"""Training: the loop, its optimiser, checkpoints that are whole or absent, and tracking that never slows it."""
+"""Training: the loop, its optimizer, and tracking that never slows it."""

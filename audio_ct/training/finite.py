@@ -1,4 +1,4 @@
-"""Whether updates were finite, learned without waiting for a GPU."""
+"""Answers of the device to the question if an update was finite, taken without waiting for a GPU."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class FiniteChecks:
             self.pending.append((step, is_finite, None))
 
     def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, bool]]:
-        """Yield (step, whether it was finite) of updates: all so far, or those whose answers need no waiting."""
+        """Yield (step, is_finite) of updates: of all so far, or of those whose answers need no waiting."""
         while self.pending:
             step, answer, event = self.pending[0]
             if event is not None:

@@ -1,16 +1,16 @@
-"""The optimiser and its schedules: learning rate by step, and how often parameters are updated."""
+"""The optimizer and its schedules: learning rate by step, and how often parameters are updated."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from audio_ct.models.interface import TokenModel
+from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import OptimizerRecipe
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """Return AdamW; weight decay falls on matrices only, not on biases, norms and embeddings."""
+    """Make AdamW; weight decay falls on matrices only, not on biases, norms and embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -40,10 +40,10 @@ def clip_gradients(model: TokenModel, max_norm: float) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:
-    """Return the learning rate of a step: a linear rise over the warm-up, then the recipe's decay to its end.
+    """The learning rate of a step: a linear rise over the warm-up, then the recipe's decay to its end.
 
     Args:
-        recipe: the optimiser's section.
+        recipe: the optimizer's section.
         step: windows trained so far.
         num_steps: windows of the whole run.
     """
@@ -55,7 +55,7 @@ def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:
 
 
 def update_every(schedule: dict[int, int], step: int) -> int:
-    """Return of how many windows the gradient is averaged for an update at this step.
+    """The number of windows that the gradient is averaged over for an update at this step.
 
     Example: {0: 1, 60000: 4} gives 1 at step 59999 and 4 at step 60000.
 

@@ -21,7 +21,7 @@ def tone(seconds: float, rate_hz: int, frequency_hz: float = 440.0) -> files.Sam
 
 
 def close(found: files.Samples, expected: files.Samples) -> bool:
-    """Return whether a codec kept the waveform; its first and last frames may differ."""
+    """Tell whether a codec kept the waveform; its first and last frames may differ."""
     inner = slice(4800, -4800)
     return len(found) == len(expected) and bool(np.abs(found[inner] - expected[inner]).max() < 0.1)
 
@@ -57,9 +57,7 @@ def test_blocks_equal_resampling_in_one_piece(tmp_path: Path, rate_hz: int) -> N
 def test_formats_are_read(tmp_path: Path, name: str, format_: str, subtype: str) -> None:
     waveform = tone(1.0, 24_000)
     soundfile.write(str(tmp_path / name), waveform, 24_000, format=format_, subtype=subtype)
-    info = files.probe(tmp_path / name)
-    assert (info.sample_rate_hz, info.num_channels, info.num_samples) == (24_000, 1, 24_000)
-    assert (info.format, info.subtype) == (format_, subtype)
+    assert files.rate_of(tmp_path / name) == 24_000
     assert close(files.read(tmp_path / name), waveform)
 
 
@@ -137,7 +135,7 @@ def test_a_header_that_claims_terabytes_costs_nothing(tmp_path: Path) -> None:
     # The low 32 of 36 bits of STREAMINFO's sample count.
     content[22:26] = b"\xff\xff\xff\xf0"
     path.write_bytes(content)
-    assert files.probe(path).num_samples == 0xFFFF_FFF0
+    assert soundfile.info(path).frames == 0xFFFF_FFF0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert rejected(path) in ("truncated", "unreadable")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
@@ -159,7 +157,7 @@ def test_what_is_no_audio_file_is_rejected_without_hanging(tmp_path: Path) -> No
         soundfile.write(tmp_path / "rate.wav", np.zeros(1000), rate_hz)
         assert rejected(tmp_path / "rate.wav") == "absurd rate"
     with pytest.raises(MissingError):
-        files.probe(tmp_path / "absent.wav")
+        files.rate_of(tmp_path / "absent.wav")
 
 
 def test_mutated_files_give_samples_or_one_line(tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ def test_a_validation_has_full_memories_and_is_carried(store_path: Path) -> None
     torch.manual_seed(0)
     learner = learning.Ours(recipe, 256, torch.device("cpu"))
     store = TokenStore.open(store_path)
-    reading: Any = {"window_length": 8, "reset_every_windows": 0, "start_token": store.start_token}
-    streams = Streams(store, "validation", num_lanes=learning.VALIDATION_LANES, seed=0, **reading)
+    lanes = learning.VALIDATION_LANES
+    streams = Streams(store, "validation", num_lanes=lanes, seed=0, window_length=8, reset_every_windows=0)
     full, cold = learner.validate(streams, 5)
     # (8 + 2 * 8) / 8 = 3 windows fill the memories; all five are one stream.
     windows = [streams.window(step) for step in range(5)]
     inputs, targets = (torch.cat([getattr(each, name) for each in windows], dim=1) for name in ("inputs", "targets"))
     with torch.no_grad():
-        logits = learner.network(inputs, learner.network.initial_state(learning.VALIDATION_LANES)).logits
+        logits = learner.network(inputs, learner.network.initial_state(lanes)).logits
     bits = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none") / math.log(2)
     assert (cold, full) == pytest.approx((float(bits[:, :24].mean()), float(bits[:, 24:].mean())), rel=1e-5)
     assert learning.first_compression(recipe.model) == 1  # type: ignore[arg-type]

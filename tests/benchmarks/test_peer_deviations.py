@@ -1,6 +1,6 @@
-"""Where the public compressive-transformer-pytorch 0.4.0 departs from the paper, so that docs/notation.md stays true.
+"""Departures of the public compressive-transformer-pytorch 0.4.0 from the paper, so that docs/notation.md stays true.
 
-Each test names the one that holds ours, or tests ours beside the package where there was none.
+Each test names the test that holds ours, or tests ours beside the package where there was none.
 """
 
 from typing import Any
@@ -10,19 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import consume
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.models.stage import map_state
+from audio_ct.models.token_model import TokenModel, consume
 
 SEGMENT = 4
-SIZES: dict[str, Any] = {"num_layers": 3, "num_heads": 3, "memory_length": SEGMENT, "compressed_memory_length": 6}
+SETTINGS = CompressiveTransformerSettings(
+    num_layers=3,
+    d_model=12,
+    num_heads=3,
+    d_ff=48,
+    segment_length=SEGMENT,
+    memory_length=SEGMENT,
+    compressed_memory_length=6,
+    compression_rate=2,
+)
 
 
-def ours(**changes: Any) -> CompressiveTransformer:
+def ours() -> TokenModel:
     torch.manual_seed(0)
-    sizes = SIZES | changes
-    return CompressiveTransformer(
-        vocabulary_size=9, d_model=12, d_ff=48, segment_length=SEGMENT, compression_rate=2, **sizes
-    )
+    return build_model(SETTINGS, 9).eval()
 
 
 @pytest.fixture
@@ -126,7 +134,7 @@ def test_its_top_p_keeps_one_minus_the_threshold(package: Any, threshold: float,
 
 
 def first_to_differ(layers: Any, one: Any, other: Any) -> int:
-    """Return the first layer whose output is not the same when another thing is run."""
+    """Return the first layer whose output differs between two calls."""
     outputs: list[list[Tensor]] = []
     for run in (one, other):
         outputs.append([])
@@ -145,11 +153,13 @@ def first_to_differ(layers: Any, one: Any, other: Any) -> int:
 @pytest.mark.parametrize("layer", range(3))
 def test_a_layer_attends_its_own_memories(which: str, layer: int) -> None:
     # By the oracle too: tests/models/test_compressive_transformer.py, test_forward_and_backward_are_algorithms_1_and_2.
-    model = ours().eval()
+    model = ours()
     state = model(stream(6), model.initial_state(2)).state
-    changed = state | {f"{which}.{layer}": state[f"{which}.{layer}"] + 1}
+    changed = map_state(torch.clone, state)
+    changed["transformer"][str(layer)][which] += 1
     segment = stream(1)
-    assert first_to_differ(model.layers, lambda: model(segment, state), lambda: model(segment, changed)) == layer
+    layers = model.stages["transformer"].layers
+    assert first_to_differ(layers, lambda: model(segment, state), lambda: model(segment, changed)) == layer
 
 
 @pytest.mark.parametrize("which", ["mem", "compressed_mem"])
@@ -173,17 +183,17 @@ def test_its_layers_attend_the_next_layers_memories_and_the_last_the_firsts(
 
 
 def test_its_compressed_entries_move_down_a_layer_with_every_segment(package: Any) -> None:
-    # What a layer attended it keeps as its own, so the next segment shows it to the layer below.
+    # A layer keeps the entries that it attended as its own, so the next segment shows them to the layer below.
     # Ours: test_forward_and_backward_are_algorithms_1_and_2 compares the memories of every layer.
     before, after = read(public(package).eval(), stream(7))[0][-2:]
     new = SEGMENT // 2
     assert torch.equal(after.compressed_mem[:, :, :-new], before.compressed_mem.roll(-1, 0)[:, :, new:])
-    model = ours().eval()
+    model = ours()
     states = [model.initial_state(2)]
     for segment in stream(7).split(SEGMENT, dim=1):
         states.append(model(segment, states[-1]).state)
     for i in range(3):
-        mine, then = (state[f"compressed_memory.{i}"] for state in states[:-3:-1])
+        mine, then = (state["transformer"][str(i)]["compressed_memory"] for state in states[:-3:-1])
         assert torch.equal(mine[:, :-new], then[:, new:])
 
 
@@ -215,7 +225,7 @@ def test_its_positions_are_a_learned_table_read_by_distance_from_its_far_end(pac
 
 
 def tokens_read(embedding: nn.Module, run: Any) -> list[int]:
-    """Return how many tokens of a lane each call of a model's embedding got."""
+    """Return the number of tokens of a lane that each call of a model's embedding got."""
     read: list[int] = []
     hook = embedding.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
     run()
@@ -234,7 +244,7 @@ def test_its_sampling_reads_the_segment_again_for_every_sample(package: Any) -> 
 
 
 def test_our_sampling_reads_every_sample_once() -> None:
-    model = ours().eval()
+    model = ours()
 
     def run() -> None:
         token, state = torch.zeros(1, dtype=torch.int64), model.initial_state(1)
@@ -246,8 +256,8 @@ def test_our_sampling_reads_every_sample_once() -> None:
 
 
 def test_its_sampling_moves_all_memories_down_a_layer_with_every_sample(package: Any) -> None:
-    # Found here: generate() keeps the memories that a part of a segment returns, and those are not what it got. So its
-    # samples are not drawn from what was trained. Ours: tests/models/test_interface.py,
+    # generate() keeps the memories that a part of a segment returns, which are not those that it got. So its samples
+    # are not drawn from the trained distribution. Ours: tests/models/test_interface.py,
     # test_steps_are_the_same_numbers_as_windows and test_a_prompt_of_any_length_is_consumed_and_gone_on_from.
     network = public(package).eval()
     with torch.no_grad():
@@ -265,7 +275,7 @@ def test_its_sampling_moves_all_memories_down_a_layer_with_every_sample(package:
             logits, _, _ = network(segment[:, :length], memories=memories)
             torch.testing.assert_close(logits[:, -1], whole[:, length - 1], atol=1e-5, rtol=0)
             kept = returned
-        model = ours().eval()
+        model = ours()
         state = model(stream(6), model.initial_state(2)).state
         theirs = model(segment, state).logits
         for length in range(1, SEGMENT):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from audio_ct.errors import InputError, MissingError
+from audio_ct.tokens.codec import ByteCodec
 from audio_ct.tokens.store import TokenStore
 from data_prep import bytes as prep_bytes
 from data_prep import folder
 from data_prep.bytes import prepare
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 
 def read_back(store: TokenStore, split: str) -> bytes:
@@ -36,7 +37,7 @@ def test_the_splits_are_the_file_cut_in_order(tmp_path: Path, num_bytes: int, mo
     summary = prepare(tmp_path / "file", tmp_path / "store", options=PrepOptions(licence="CC0"))
     store = TokenStore.open(tmp_path / "store")
     store.verify()
-    assert (store.encoding, store.sample_rate_hz, store.bits, store.start_token) == ("bytes", None, 8, 0)
+    assert store.codec == ByteCodec()
     assert b"".join(read_back(store, split) for split in ("train", "validation", "test")) == content
     held_out = max(1, round(0.05 * num_bytes))
     assert {split: store.num_tokens(split) for split in store.splits} == {
@@ -146,7 +147,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "file").write_bytes(b"abc")
-    monkeypatch.setattr("audio_ct.tokens.byte_file.os.open", refuse)
+    monkeypatch.setattr("audio_ct.tokens.codec.os.open", refuse)
     with pytest.raises(InputError, match="cannot be read: Permission denied"):
         prepare(tmp_path / "file", tmp_path / "store", options=PrepOptions())
 

@@ -10,7 +10,7 @@ import pytest
 from audio_ct.errors import InputError, MissingError
 from audio_ct.tokens.store import TokenStore
 from data_prep import demo
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 
 def test_sentences_are_many_and_different() -> None:

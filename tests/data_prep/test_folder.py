@@ -15,9 +15,11 @@ import soundfile
 
 from audio_ct.audio import files, mu_law
 from audio_ct.errors import InputError, MissingError
-from audio_ct.tokens.store import TokenStore, TokenStoreBuilder
-from data_prep import folder, skeleton
-from data_prep.skeleton import Candidate, PrepOptions
+from audio_ct.tokens.codec import MuLawCodec
+from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.store_builder import TokenStoreBuilder
+from data_prep import folder, plan
+from data_prep.plan import Candidate, PrepOptions
 
 
 def noise(seed: int, seconds: float, rate_hz: int) -> np.ndarray:
@@ -65,7 +67,7 @@ def test_tokens_are_those_of_the_recordings(corpus: Path, tmp_path: Path) -> Non
 
 
 def test_jobs_do_not_change_a_byte(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skeleton, "MINIMUM_SHARD_BYTES", 30_000)
+    monkeypatch.setattr(plan, "MINIMUM_SHARD_BYTES", 30_000)
     for jobs in (1, 2):
         folder.prepare(corpus, tmp_path / f"jobs{jobs}", options=PrepOptions(jobs=jobs))
     assert content(tmp_path / "jobs1") == content(tmp_path / "jobs2")
@@ -112,7 +114,7 @@ def test_a_split_emptied_by_rejects_is_filled_from_the_rest(tmp_path: Path) -> N
     (tmp_path / "corpus").mkdir()
     for index in range(6):
         soundfile.write(tmp_path / f"corpus/{index}.wav", noise(index, 0.2, 24_000), 24_000)
-    split_of = skeleton.plan_splits([str(index) for index in range(6)], PrepOptions())
+    split_of = plan.plan_splits([str(index) for index in range(6)], PrepOptions())
     bad = next(name for name, split in split_of.items() if split == "test")
     soundfile.write(tmp_path / f"corpus/{bad}.wav", np.zeros(5000), 24_000)
     folder.prepare(tmp_path / "corpus", tmp_path / "store", options=PrepOptions())
@@ -147,7 +149,7 @@ def test_places_that_cannot_be_used_are_refused(corpus: Path, tmp_path: Path) ->
 
 def test_existing_stores_and_running_preparations_are_noticed(corpus: Path, tmp_path: Path) -> None:
     with (
-        TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000),
+        TokenStoreBuilder(tmp_path / "store", MuLawCodec(24_000, 8)),
         pytest.raises(InputError, match="by another process"),
     ):
         folder.prepare(corpus, tmp_path / "store", options=PrepOptions())
@@ -161,9 +163,9 @@ def test_existing_stores_and_running_preparations_are_noticed(corpus: Path, tmp_
 def test_killed_and_run_again_gives_the_unbroken_bytes(corpus: Path, tmp_path: Path) -> None:
     folder.prepare(corpus, tmp_path / "unbroken", options=PrepOptions())
     program = (
-        "import sys\nfrom pathlib import Path\nfrom data_prep import folder, skeleton\n"
+        "import sys\nfrom pathlib import Path\nfrom data_prep import folder, plan\n"
         "print('go', flush=True)\n"
-        "folder.prepare(Path(sys.argv[1]), Path(sys.argv[2]), options=skeleton.PrepOptions())"
+        "folder.prepare(Path(sys.argv[1]), Path(sys.argv[2]), options=plan.PrepOptions())"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(
@@ -196,7 +198,7 @@ def test_the_report_warns_of_bands_that_are_empty(
 def test_upsampled_sources_are_told_by_their_bandwidth(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for index in range(3):
-        narrow = skeleton.files.resample_blocks([noise(index, 1.0, 8000).astype(np.float32)], 8000, 48_000)
+        narrow = files.resample_blocks([noise(index, 1.0, 8000).astype(np.float32)], 8000, 48_000)
         soundfile.write(tmp_path / f"corpus/{index}.wav", np.concatenate(list(narrow)), 48_000)
     summary = folder.prepare(tmp_path / "corpus", tmp_path / "store", options=PrepOptions())
     report = json.loads((tmp_path / "store/report.json").read_text())
@@ -208,25 +210,25 @@ def test_upsampled_sources_are_told_by_their_bandwidth(tmp_path: Path) -> None:
 def test_splits_are_exact_and_depend_on_seed_and_name_only() -> None:
     names = [f"r{index}" for index in range(200)]
     options = PrepOptions(validation_fraction=0.1, test_fraction=0.05)
-    split_of = skeleton.plan_splits(names, options)
-    counts = {split: list(split_of.values()).count(split) for split in skeleton.SPLITS}
+    split_of = plan.plan_splits(names, options)
+    counts = {split: list(split_of.values()).count(split) for split in plan.SPLITS}
     assert counts == {"train": 170, "validation": 20, "test": 10}
-    assert skeleton.plan_splits(names[::-1], options) == split_of
-    assert skeleton.plan_splits(names, PrepOptions(validation_fraction=0.1, seed=1)) != split_of
+    assert plan.plan_splits(names[::-1], options) == split_of
+    assert plan.plan_splits(names, PrepOptions(validation_fraction=0.1, seed=1)) != split_of
     for count in range(3, 30):
         for fraction in (0.001, 0.05, 0.49):
             options = PrepOptions(validation_fraction=fraction, test_fraction=fraction)
-            assert set(skeleton.plan_splits(names[:count], options).values()) == set(skeleton.SPLITS)
+            assert set(plan.plan_splits(names[:count], options).values()) == set(plan.SPLITS)
 
 
 def test_shards_hold_every_recording_once_in_reading_order() -> None:
     sizes = np.random.default_rng(0).integers(1, 40 << 20, 300).tolist()
     candidates = [Candidate(Path(f"{i:03d}"), f"{i:03d}", "a", f"{i:03d}", size) for i, size in enumerate(sizes)]
-    shards = skeleton.plan_shards(candidates, PrepOptions())
+    shards = plan.plan_shards(candidates, PrepOptions())
     assert sorted(c.name for _, batch in shards for c in batch) == [c.name for c in candidates]
     for _, batch in shards:
         assert [c.name for c in batch] == sorted(c.name for c in batch)
-        assert len(batch) == 1 or sum(c.num_bytes for c in batch) <= skeleton.MAXIMUM_SHARD_BYTES
+        assert len(batch) == 1 or sum(c.num_bytes for c in batch) <= plan.MAXIMUM_SHARD_BYTES
 
 
 @pytest.mark.parametrize(

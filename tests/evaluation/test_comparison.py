@@ -1,58 +1,31 @@
 """Two checkpoints on one page, through the real command."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 
-from audio_ct import cli
-
-RECIPE = """
-name: {name}
-corpus: {{store: {store}}}
-model: {model}
-optimizer: {{learning_rate: 1e-3}}
-training: {{batch_size: 2, window_length: 256, max_tokens: 1024, precision: float32, log_every_windows: 1}}
-evaluation: {{max_validation_tokens: 1000}}
-tracking: {{enabled: false}}
-"""
-MODELS = {
-    "ct": "{kind: compressive_transformer, num_layers: 1, d_model: 16, num_heads: 2, d_ff: 16, segment_length: 256, "
-    "memory_length: 256, compressed_memory_length: 64}",
-    "net": "{kind: wavenet, num_stacks: 1, layers_per_stack: 4, residual_channels: 8, skip_channels: 8}",
-}
-
-
-def run(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["audio-ct", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-    return 0
+Command = Callable[..., int]
+Trained = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def runs(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparison")
-    for name, model in MODELS.items():
-        (folder / f"{name}.yaml").write_text(RECIPE.format(name=name, store=json.dumps(str(store_path)), model=model))
-        assert run("train", folder / f"{name}.yaml", "--run-dir", folder / name) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def comparison(runs: Path) -> dict[str, Any]:
+def page(trained: Trained, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison") / "page"
     options = ["--num", 2, "--seconds", 0.05, "--title", "Two <models>"]
-    assert run("compare", runs / "ct", runs / "net", "--out", runs / "page", *options) == 0
-    return json.loads((runs / "page/comparison.json").read_text())
+    assert command("compare", trained("ct"), trained("net"), "--out", out, *options) == 0
+    return out
 
 
-def test_the_record_has_what_is_promised(comparison: dict[str, Any]) -> None:
+def record(out: Path) -> dict[str, Any]:
+    return json.loads((out / "comparison.json").read_text())
+
+
+def test_the_record_has_what_is_promised(page: Path) -> None:
+    comparison = record(page)
     assert [model["name"] for model in comparison["models"]] == ["ct", "net"]
     for model in comparison["models"]:
         assert model["parameters"] > 0
@@ -73,46 +46,50 @@ def test_the_record_has_what_is_promised(comparison: dict[str, Any]) -> None:
     assert 0 < lines["linear_prediction"] < lines["order_2"] < 8
 
 
-def test_the_page_stands_alone(comparison: dict[str, Any], runs: Path) -> None:
-    page = (runs / "page/index.html").read_text(encoding="utf-8")
-    assert "Two &lt;models&gt;" in page
-    assert "<models>" not in page
-    assert 'src="http' not in page
-    assert page.count("<audio") >= 4
+def test_the_page_stands_alone(page: Path) -> None:
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert "Two &lt;models&gt;" in text
+    assert "<models>" not in text
+    assert 'src="http' not in text
+    assert text.count("<audio") >= 4
 
 
-def test_the_waveforms_are_there_to_play(comparison: dict[str, Any], runs: Path) -> None:
-    files = sorted((runs / "page/samples").glob("*.wav"))
+def test_the_waveforms_are_there_to_play(page: Path) -> None:
+    files = sorted((page / "samples").glob("*.wav"))
     assert [path.name for path in files] == ["ct-00.wav", "ct-01.wav", "net-00.wav", "net-01.wav"]
     assert all(soundfile.info(path).frames == 1200 for path in files)
 
 
-def test_the_same_recipe_twice_is_numbered(runs: Path) -> None:
+def test_the_same_recipe_twice_is_numbered(trained: Trained, command: Command, tmp_path: Path) -> None:
     arguments = ["--num", 1, "--seconds", 0.01, "--max-tokens", 1]
-    assert run("compare", runs / "net", runs / "net", "--out", runs / "twice", *arguments) == 0
-    models = json.loads((runs / "twice/comparison.json").read_text())["models"]
-    assert [model["name"] for model in models] == ["net-1", "net-2"]
-    assert models[0]["bits_per_sample"] == models[1]["bits_per_sample"]
+    assert command("compare", trained("net"), trained("net"), "--out", tmp_path / "twice", *arguments) == 0
+    first, second = record(tmp_path / "twice")["models"]
+    assert (first["name"], second["name"]) == ("net-1", "net-2")
+    assert first["bits_per_sample"] == second["bits_per_sample"]
 
 
-def test_models_of_different_corpora_are_refused_before_any_work(
-    runs: Path, store_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_compared_is_refused_before_any_work(
+    trained: Trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clip = ["--set", "corpus.clip_seconds=0.3"]
-    assert run("train", runs / "net.yaml", "--run-dir", runs / "clip", *clip) == 0
+    models = trained("net"), trained("net", "corpus.clip_seconds=0.2")
+    (tmp_path / "file").touch()
     capsys.readouterr()
-    assert run("compare", runs / "net", runs / "clip", "--out", runs / "mixed") == 2
-    out, err = capsys.readouterr()
-    assert "another corpus" in err
-    assert not out
-    assert not (runs / "mixed").exists()
+    for checkpoints, out, message in (
+        (models, tmp_path / "mixed", "was trained on another corpus than"),
+        (models[:1], tmp_path / "file/page", "cannot be made: Not a directory; choose a writable place."),
+    ):
+        assert command("compare", *checkpoints, "--out", out) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert not printed.out
+        assert not out.exists()
 
 
-def test_one_recording_has_no_interval_and_json_stays_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_recording_has_no_interval_and_json_stays_json(
+    trained: Trained, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = trained("net")
     capsys.readouterr()
-    assert run("evaluate", runs / "net", "--max-tokens", 1, "--cold-start-samples", 10, "--json") == 0
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["interval"] == [None, None]
+    assert command("evaluate", run_folder, "--max-tokens", 1, "--cold-start-samples", 10, "--json") == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed, parse_constant=pytest.fail)["interval"] == [None, None]

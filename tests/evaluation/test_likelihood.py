@@ -1,6 +1,7 @@
 """Bits per sample against one recording at a time, one step at a time, however the work is batched."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,16 +10,48 @@ import pytest
 import torch
 
 from audio_ct.errors import InputError
-from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, likelihood
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import TokenModel
-from audio_ct.models.linear_prediction import LinearPredictionSettings
-from audio_ct.models.wavenet import WaveNet
-from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+from audio_ct.evaluation.likelihood import Likelihood, Reading, choose_recordings, evaluate, likelihood, validate
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import (
+    CompressiveTransformerSettings,
+    LinearPredictionSettings,
+    ModelSettings,
+    WaveNetSettings,
+)
+from audio_ct.models.token_model import TokenModel
+from audio_ct.pretrained import load
+from audio_ct.tokens.codec import MuLawCodec
+from audio_ct.tokens.store import Recording, TokenStore
+from audio_ct.tokens.store_builder import TokenStoreBuilder
 
 LENGTHS = [40, 3, 25, 16, 1, 33, 12]
 START = 8
-PREDICTING = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
+CONVOLUTIONS = {"num_stacks": 2, "layers_per_stack": 3, "residual_channels": 8, "skip_channels": 8}
+SETTINGS: dict[str, ModelSettings] = {
+    "compressive_transformer": CompressiveTransformerSettings(
+        num_layers=2,
+        d_model=8,
+        num_heads=2,
+        d_ff=8,
+        segment_length=4,
+        memory_length=4,
+        compressed_memory_length=4,
+        compression_rate=2,
+        front_dilations=[1, 2],
+    ),
+    "wavenet": WaveNetSettings(**CONVOLUTIONS),
+    "predicting_wavenet": WaveNetSettings(
+        **CONVOLUTIONS, linear_prediction=LinearPredictionSettings(order=3, windows=[9], frame_length=4)
+    ),
+}
+
+
+def build_store(path: Path, tokens: np.ndarray, rows: list[Recording]) -> TokenStore:
+    """The same recordings in every split."""
+    with TokenStoreBuilder(path, MuLawCodec(24_000, 4)) as builder:
+        for split in ("train", "validation", "test"):
+            builder.add_shard(split, tokens, rows)
+        return builder.commit()
 
 
 @pytest.fixture(scope="module")
@@ -29,60 +62,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         Recording(f"r{i}", "a", f"{i}.wav", None, 0, int(offset), length)
         for i, (offset, length) in enumerate(zip(offsets[:-1], LENGTHS, strict=True))
     ]
-    path = tmp_path_factory.mktemp("likelihood") / "store"
-    with TokenStoreBuilder(path, sample_rate_hz=24_000, bits=4, metadata={}) as builder:
-        for split in ("train", "validation", "test"):
-            builder.add_shard(split, tokens, rows)
-        return builder.commit()
+    return build_store(tmp_path_factory.mktemp("likelihood") / "store", tokens, rows)
 
 
-@pytest.fixture(scope="module", params=["compressive_transformer", "wavenet", "predicting_wavenet"])
+@pytest.fixture(scope="module", params=list(SETTINGS))
 def model(request: pytest.FixtureRequest) -> TokenModel:
     torch.manual_seed(0)
-    if request.param != "compressive_transformer":
-        return WaveNet(
-            vocabulary_size=16,
-            num_stacks=2,
-            layers_per_stack=3,
-            residual_channels=8,
-            skip_channels=8,
-            linear_prediction=PREDICTING if request.param == "predicting_wavenet" else None,
-        )
-    return CompressiveTransformer(
-        vocabulary_size=16,
-        num_layers=2,
-        d_model=8,
-        num_heads=2,
-        d_ff=8,
-        segment_length=4,
-        memory_length=4,
-        compressed_memory_length=4,
-        compression_rate=2,
-        front_dilations=[1, 2],
-        short_convolution_width=2,
-    )
+    return build_model(SETTINGS[request.param], 16)
 
 
 def measure(
     model: TokenModel, store: TokenStore, *, batch_size: int = 3, window_length: int = 8, cold: int = 10
 ) -> Likelihood:
-    return likelihood(
-        model,
-        store,
-        "test",
-        store.recordings("test"),
-        start_token=START,
-        batch_size=batch_size,
-        window_length=window_length,
-        cold_start_samples=cold,
-        device=torch.device("cpu"),
-        precision=torch.float32,
-    )
+    reading = Reading(batch_size, window_length)
+    return likelihood(model, store, "test", store.recordings("test"), reading, cold_start_samples=cold)
 
 
 @torch.no_grad()
 def slowly(model: TokenModel, store: TokenStore) -> list[np.ndarray]:
-    """Return the bits of every sample of every recording, by single steps from a cold start."""
+    """The bits of every sample of every recording, by single steps from a cold start."""
     bits = []
     for recording in store.recordings("test"):
         tokens = store.tokens("test", recording).tolist()
@@ -140,10 +138,7 @@ def test_a_cold_start_that_leaves_nothing_is_refused(model: TokenModel, store: T
 
 def test_chosen_recordings_are_spread_over_the_split(tmp_path: Path) -> None:
     rows = [Recording(f"r{i:02d}", "a", f"{i}.wav", None, 0, 10 * i, 10) for i in range(20)]
-    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000, bits=4, metadata={}) as builder:
-        for split in ("train", "validation", "test"):
-            builder.add_shard(split, np.zeros(200, dtype=np.uint8), rows)
-        equal = builder.commit()
+    equal = build_store(tmp_path / "store", np.zeros(200, dtype=np.uint8), rows)
     for number in range(2, 20):
         chosen = [recording.offset // 10 for recording in choose_recordings(equal, "test", 10 * number)]
         assert len(chosen) == number
@@ -162,3 +157,12 @@ def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
         assert sum(lengths) >= most
         assert sum(lengths) - max(lengths) < most
     assert choose_recordings(store, "test", 1) == everything[:1]
+
+
+def test_validation_in_training_is_the_evaluation_of_that_split(trained: Callable[..., Path]) -> None:
+    loaded = load(trained("net"))
+    found = validate(loaded.recipe, loaded.model, loaded.open_store())
+    _, expected = evaluate(loaded, split="validation", max_tokens=1000, cold_start_samples=1024)
+    assert found["validation_bits_per_sample"] == pytest.approx(expected.bits_per_sample)
+    assert found["validation_bits_per_sample"] == pytest.approx(loaded.manifest.metrics["validation_bits_per_sample"])
+    assert found["validation_cold_start_bits_per_sample"] == pytest.approx(expected.cold_start_bits_per_sample)

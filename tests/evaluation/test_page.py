@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_ct.evaluation.page import write_page
+from audio_ct.audio.statistics import STATISTIC_NAMES
+from audio_ct.evaluation.page import make_folder, write_page
 
 RATE_HZ = 24_000
 
@@ -67,7 +68,7 @@ def model(name: str, bits: float | None, **changes: Any) -> dict[str, Any]:
             {"tokens": t, "training_bits": known + 2 / t**0.1, "validation_bits": known + 0.1 if t > 5000 else None}
             for t in (1000, 3000, 10_000, 100_000)
         ],
-        "statistics": {"rms_dbfs": -20.0, "f0_median_hz": None},
+        "statistics": dict.fromkeys(STATISTIC_NAMES, 1.0) | {"rms_dbfs": -20.0, "f0_median_hz": None},
         "spectrum_distance_db": 2.5,
         "recordings": [{"name": "p225_001", "bits_per_sample": bits, "tokens": 24_000}],
         "samples": [sample(1)],
@@ -92,9 +93,17 @@ def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "models": list(models),
         "differences": [],
         "notes": ["a note"],
-        "real": {"statistics": {"rms_dbfs": -21.0, "f0_median_hz": 120.0}, "samples": [sample(0)]},
+        "real": {
+            "statistics": dict.fromkeys(STATISTIC_NAMES, 1.0) | {"rms_dbfs": -21.0, "f0_median_hz": 120.0},
+            "samples": [sample(0)],
+        },
         **changes,
     }
+
+
+def write(out: Path, *models: dict[str, Any], **changes: Any) -> Path:
+    make_folder(out)
+    return write_page(comparison(*models, **changes), out)
 
 
 def difference(a: str, b: str, bits: float, low: float, high: float) -> dict[str, Any]:
@@ -103,9 +112,7 @@ def difference(a: str, b: str, bits: float, low: float, high: float) -> dict[str
 
 def test_the_scored_checkpoint_is_marked_on_its_curve(tmp_path: Path) -> None:
     marked, unmarked = (
-        write_page(
-            comparison(model("a", 2.0, trained_tokens=tokens), model("b", 2.1)), tmp_path / str(tokens)
-        ).read_text("utf-8")
+        write(tmp_path / str(tokens), model("a", 2.0, trained_tokens=tokens), model("b", 2.1)).read_text("utf-8")
         for tokens in (100_000, 4_000_000)
     )
     assert marked.count('class="scored"') == 1
@@ -115,7 +122,7 @@ def test_the_scored_checkpoint_is_marked_on_its_curve(tmp_path: Path) -> None:
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    page = write_page(comparison(model("A", 2.5), model("B", 2.6)), tmp_path / "new" / "page")
+    page = write(tmp_path / "new" / "page", model("A", 2.5), model("B", 2.6))
     assert page == tmp_path / "new" / "page" / "index.html"
     parsed = Parsed(page)
     for tag, attributes in parsed.elements:
@@ -152,25 +159,25 @@ def test_players_hold_the_samples_real_speech_first(tmp_path: Path) -> None:
     ],
 )
 def test_headline_says_what_the_interval_says(pair: dict[str, Any], words: str, tmp_path: Path) -> None:
-    parsed = Parsed(write_page(comparison(model("B", 2.6), model("A", 2.5), differences=[pair]), tmp_path))
+    parsed = Parsed(write(tmp_path, model("B", 2.6), model("A", 2.5), differences=[pair]))
     assert words in parsed.words
     assert ("0.050 to 0.150, excludes 0" in parsed.words) == ("is ahead of" in words)
 
 
 def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script> \' & \u202egnp.exe שלום \n \udcff'
-    clean = Parsed(write_page(comparison(model("A", 2.5), model("B", 2.6)), tmp_path))
+    clean = Parsed(write(tmp_path, model("A", 2.5), model("B", 2.6)))
     hostile = dict.fromkeys(("name", "kind", "checkpoint", "recipe_name", "seed"), evil)
     shown = {**sample(1), "label": evil, "warnings": [evil]}
     recordings = [{"name": evil, "bits_per_sample": 2.0, "tokens": 10}]
-    data = comparison(
+    page = write(
+        tmp_path / "hostile",
         {**model("A", 2.5, samples=[shown], recordings=recordings), **hostile},
-        model("B", 2.6),
+        model("B", 2.6, recordings=recordings),
         **dict.fromkeys(("title", "split", "store", "created", "version", "commit"), evil),
         notes=[evil],
         differences=[difference(evil, "B", -0.1, -0.2, -0.05)],
     )
-    page = write_page(data, tmp_path / "hostile")
     parsed = Parsed(page)
     assert parsed.count("script") == clean.count("script") == 1
     assert "<script>alert" not in page.read_text(encoding="utf-8")
@@ -180,21 +187,23 @@ def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_models", [1, 2, 3, 8])
 def test_any_number_of_models(num_models: int, tmp_path: Path) -> None:
-    parsed = Parsed(write_page(comparison(*(model(f"model {i}", 2.5 + i / 10) for i in range(num_models))), tmp_path))
+    parsed = Parsed(write(tmp_path, *(model(f"model {i}", 2.5 + i / 10) for i in range(num_models))))
     assert all(f"model {i}" in parsed.words for i in range(num_models))
     assert parsed.count("audio") == num_models + 1
     assert ("needs 2.500 bits a sample" in parsed.words) == (num_models == 1)
 
 
-def test_everything_unknown_is_a_page_without_figures(tmp_path: Path) -> None:
-    empty = {
-        "name": "A",
-        "samples": [],
-        **dict.fromkeys(("kind", "bits_per_sample", "interval", "curve", "statistics")),
+def test_figures_that_are_unknown_are_dashes(tmp_path: Path) -> None:
+    unknown = {
+        **dict.fromkeys(("cold_start_bits_per_sample", "training_tokens_per_second")),
+        "interval": [-np.inf, np.inf],
+        "statistics": dict.fromkeys(STATISTIC_NAMES),
+        "curve": [],
     }
-    data = comparison(empty, reference_lines=None, real=None, differences=None, notes=None, cold_start_samples=None)
-    parsed = Parsed(write_page(data, tmp_path))
-    assert "No model has a score yet." in parsed.words
+    lines = {"uniform": 16.0, "unigram": 9.0, "order_1": None, "order_2": None, "linear_prediction": None}
+    page = write(tmp_path, model("A", 2.5, **unknown), reference_lines=lines, commit=None, cold_start_samples=0)
+    parsed = Parsed(page)
+    assert "\N{EN DASH}" in parsed.words
     assert "None" not in parsed.words
     assert "nan" not in parsed.words.lower().split()
 
@@ -202,20 +211,19 @@ def test_everything_unknown_is_a_page_without_figures(tmp_path: Path) -> None:
 def test_samples_without_sound_keep_their_warning(tmp_path: Path) -> None:
     waveforms = {"empty": np.zeros(0), "one": np.ones(1), "not finite": np.full(500, np.nan), "silence": np.zeros(500)}
     samples = [{"label": k, "waveform": v.astype(np.float32), "warnings": [f"warns {k}"]} for k, v in waveforms.items()]
-    parsed = Parsed(write_page(comparison(model("A", 2.5, samples=samples)), tmp_path))
+    parsed = Parsed(write(tmp_path, model("A", 2.5, samples=samples)))
     assert all(f"warns {label}" in parsed.words for label in waveforms)
     assert parsed.count("audio") == 1 + 3
 
 
 def test_json_holds_all_figures_and_no_waveform(tmp_path: Path) -> None:
-    data = comparison(model("A", np.float32(2.5), parameters=np.int64(7), spectrum_distance_db=np.nan))
+    data = comparison(model("A", 2.5, spectrum_distance_db=np.nan))
     before = copy.deepcopy(data)
     write_page(data, tmp_path)
     text = (tmp_path / "comparison.json").read_text()
-    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    written = json.loads(text, parse_constant=pytest.fail)
     assert "waveform" not in text
     assert written["models"][0]["bits_per_sample"] == 2.5
-    assert written["models"][0]["parameters"] == 7
     assert written["models"][0]["spectrum_distance_db"] is None
     assert written["models"][0]["samples"] == [{"label": "seed 1", "warnings": ["noise: spectral flatness 0.56"]}]
     assert written["reference_lines"] == data["reference_lines"]
@@ -223,21 +231,21 @@ def test_json_holds_all_figures_and_no_waveform(tmp_path: Path) -> None:
 
 
 def test_same_data_same_bytes_and_an_older_page_is_replaced(tmp_path: Path) -> None:
-    data = comparison(model("A", 2.5))
-    first = write_page(data, tmp_path).read_bytes()
-    write_page(comparison(model("B", 2.4)), tmp_path)
-    assert write_page(data, tmp_path).read_bytes() == first
+    data = model("A", 2.5)
+    first = write(tmp_path, data).read_bytes()
+    write(tmp_path, model("B", 2.4))
+    assert write(tmp_path, data).read_bytes() == first
     assert stat.S_IMODE((tmp_path / "index.html").stat().st_mode) & 0o600 == 0o600
 
 
 def test_a_failed_write_leaves_the_older_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = write_page(comparison(model("A", 2.5)), tmp_path).read_bytes()
+    first = write(tmp_path, model("A", 2.5)).read_bytes()
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_page(comparison(model("B", 2.4)), tmp_path)
+        write(tmp_path, model("B", 2.4))
     assert (tmp_path / "index.html").read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "index.html"]

@@ -7,20 +7,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct.models.attention import (
-    Kernel,
-    RelativeAttention,
-    RotaryAttention,
-    attend_by_content,
-    causal_mask,
-    dot_product_attention,
+from audio_ct.models.attention import RelativeAttention, attend_by_content, causal_mask, dot_product_attention
+from audio_ct.models.memory import MemoryShape
+from audio_ct.models.positions import (
+    Causality,
+    ContextPositions,
+    frequencies,
+    key_sinusoids,
+    query_rotation,
+    rotate_query,
 )
-from audio_ct.models.positions import Causality, frequencies, key_sinusoids, query_rotation, rotate_query
+from audio_ct.models.settings import Kernel, TransformerSettings
 
 
-def layer(d_model: int = 12, num_heads: int = 3) -> RelativeAttention:
+def layer(d_model: int = 12, num_heads: int = 3, num_queries: int = 4, num_keys: int = 9) -> RelativeAttention:
+    """An attention of random parameters in float64 over a segment and a memory, whose positions are in float64, too."""
     torch.manual_seed(0)
-    attention = RelativeAttention(d_model, num_heads).double()
+    settings = TransformerSettings(
+        num_layers=1,
+        d_model=d_model,
+        num_heads=num_heads,
+        d_ff=1,
+        segment_length=num_queries,
+        memory_length=num_keys - num_queries,
+    )
+    positions = ContextPositions(MemoryShape(num_queries, num_keys - num_queries), "contiguous", settings.num_sinusoids)
+    positions.key_sinusoids, positions.query_rotation = positions.tables()
+    attention = RelativeAttention(settings, positions).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     return attention
@@ -56,10 +69,8 @@ def textbook_scores(attention: RelativeAttention, h: Tensor, context: Tensor) ->
 
 
 def factored(attention: RelativeAttention, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    angular = frequencies(attention.position.shape[-1])
-    positions = torch.arange(context.shape[0], dtype=torch.float64) - (context.shape[0] - h.shape[0])
-    q = attention.queries(h[None], query_rotation(positions[-h.shape[0] :], angular))
-    return q, *attention.keys_values(context[None], key_sinusoids(positions, angular))
+    q = attention.queries(h[None], attention.positions.query_rotation)
+    return q, *attention.keys_values(context[None])
 
 
 def test_rel_shift_on_a_small_example() -> None:
@@ -72,7 +83,7 @@ def test_rel_shift_on_a_small_example() -> None:
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (5, 5), (4, 13), (1, 9)])
 @pytest.mark.parametrize(("d_model", "num_heads"), [(12, 3), (12, 4), (8, 1)])
 def test_the_factored_score_is_the_textbooks(num_queries: int, num_keys: int, d_model: int, num_heads: int) -> None:
-    attention = layer(d_model, num_heads)
+    attention = layer(d_model, num_heads, num_queries, num_keys)
     context = torch.randn(num_keys, d_model, dtype=torch.float64)
     h = context[-num_queries:]
     q, k, _ = factored(attention, h, context)
@@ -96,7 +107,7 @@ def test_attention_is_the_softmax_over_what_is_visible() -> None:
             columns = slice(4 * head, 4 * head + 4)
             expected[i, columns] = scores[head, i, :seen].softmax(-1) @ value[:seen, columns]
     q, k, v = factored(attention, h, context)
-    got = attention.attend(q, k, v, Causality(q.shape[2], k.shape[2]))[0]
+    got = attention.attend(q, k, v)[0]
     torch.testing.assert_close(got, expected @ attention.output.weight.T, atol=1e-12, rtol=1e-12)
 
 
@@ -130,23 +141,6 @@ def test_shared_keys_and_values_are_as_if_they_were_repeated(causal: bool, kerne
     )
     got = dot_product_attention(q, k, v, causality=causality, kernel=kernel)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
-
-
-def test_rotary_scores_depend_on_distances_alone() -> None:
-    torch.manual_seed(0)
-    attention = RotaryAttention(12, 3).double()
-    angular = frequencies(4)
-    h, context = torch.randn(1, 1, 12, dtype=torch.float64), torch.randn(1, 1, 12, dtype=torch.float64)
-
-    def score(i: float, j: float) -> Tensor:
-        at = [torch.tensor([position], dtype=torch.float64) for position in (i, j)]
-        k, _ = attention.keys_values(context, key_sinusoids(at[1], angular))
-        return attention.queries(h, query_rotation(at[0], angular)) @ k.transpose(-1, -2)
-
-    torch.testing.assert_close(score(7.0, 2.5), score(104.5, 100.0), atol=1e-12, rtol=0)
-    assert (score(7.0, 2.5) - score(7.0, 3.5)).abs().max() > 1e-3
-    plain = (attention.query(h) * attention.key_value(context)[..., :12]).view(3, 4).sum(1) / 2
-    torch.testing.assert_close(score(3.0, 3.0).flatten(), plain, atol=1e-12, rtol=0)
 
 
 def test_far_positions_lose_no_precision_in_float32() -> None:

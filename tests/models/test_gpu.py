@@ -5,62 +5,45 @@ import torch
 from torch import Tensor
 
 from audio_ct.models.attention import dot_product_attention
-from audio_ct.models.coarse import CoarseSettings
-from audio_ct.models.compression import CompressionSettings
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import TokenModel
-from audio_ct.models.linear_prediction import LinearPredictionSettings
+from audio_ct.models.build import build_model
 from audio_ct.models.positions import Causality
-from audio_ct.models.wavenet import WaveNet
+from audio_ct.models.settings import (
+    CompressiveTransformerSettings,
+    LinearPredictionSettings,
+    ModelSettings,
+    TransformerXLSettings,
+    WaveNetSettings,
+)
+from audio_ct.models.stage import flatten
+from audio_ct.models.token_model import TokenModel
 
 pytestmark = pytest.mark.gpu
 
-SETTINGS = LinearPredictionSettings(order=32, windows=[500, 200, 67, 25], frame_length=16)
+STACK = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_ff": 128, "segment_length": 64, "memory_length": 64}
+COMPRESSED = STACK | {"compressed_memory_length": 32, "compression_rate": 4}
+WAVENET = {"num_stacks": 1, "layers_per_stack": 6, "residual_channels": 32, "skip_channels": 32}
+PREDICTING = {"linear_prediction": LinearPredictionSettings()}
+SETTINGS: dict[str, ModelSettings] = {
+    "compressive-transformer": CompressiveTransformerSettings(**COMPRESSED),
+    "compressive-transformer-post": CompressiveTransformerSettings(**COMPRESSED, norm="post"),
+    "compressive-transformer-front": CompressiveTransformerSettings(
+        **COMPRESSED, front_dilations=[1, 2, 4], embedding="sinusoidal", **PREDICTING
+    ),
+    "compressive-transformer-own-shared": CompressiveTransformerSettings(
+        **COMPRESSED, compressed_positions="own", num_key_value_heads=1
+    ),
+    "compressive-transformer-most-used": CompressiveTransformerSettings(
+        **COMPRESSED, compression={"function": "most_used", "loss": "none"}
+    ),
+    "transformer-xl": TransformerXLSettings(**STACK),
+    "wavenet": WaveNetSettings(**WAVENET),
+    "wavenet-predicting": WaveNetSettings(**WAVENET, **PREDICTING),
+}
 
 
-def models() -> dict[str, TokenModel]:
+def build(name: str) -> TokenModel:
     torch.manual_seed(0)
-    sizes = {"vocabulary_size": 256, "num_layers": 2, "d_model": 64, "num_heads": 2, "d_ff": 128}
-    memory = {"segment_length": 64, "memory_length": 64}
-    compressed = {"compressed_memory_length": 32, "compression_rate": 4}
-    wavenet = {
-        "vocabulary_size": 256,
-        "num_stacks": 1,
-        "layers_per_stack": 6,
-        "residual_channels": 32,
-        "skip_channels": 32,
-    }
-    local = {"front_dilations": [1, 2, 4], "short_convolution_width": 4, "linear_prediction": SETTINGS}
-    return {
-        "compressive-transformer": CompressiveTransformer(**sizes, **memory, **compressed),
-        "compressive-transformer-post": CompressiveTransformer(**sizes, **memory, **compressed, norm="post"),
-        "compressive-transformer-local": CompressiveTransformer(**sizes, **memory, **compressed, **local),
-        "compressive-transformer-own": CompressiveTransformer(
-            **sizes, **memory, **compressed, compressed_positions="own"
-        ),
-        "compressive-transformer-most-used": CompressiveTransformer(
-            **sizes, **memory, **compressed, compression=CompressionSettings("most_used", "none")
-        ),
-        "compressive-transformer-rotary-shared": CompressiveTransformer(
-            **sizes, **memory, **compressed, positions="rotary", num_key_value_heads=1, coarse=CoarseSettings(16, 1, 8)
-        ),
-        "transformer-xl": CompressiveTransformer(**sizes, **memory),
-        "wavenet": WaveNet(**wavenet),
-        "wavenet-predicting": WaveNet(**wavenet, linear_prediction=SETTINGS),
-    }
-
-
-NAMES = (
-    "compressive-transformer",
-    "compressive-transformer-post",
-    "compressive-transformer-local",
-    "compressive-transformer-own",
-    "compressive-transformer-most-used",
-    "compressive-transformer-rotary-shared",
-    "transformer-xl",
-    "wavenet",
-    "wavenet-predicting",
-)
+    return build_model(SETTINGS[name], 256)
 
 
 def tokens(length: int = 256) -> Tensor:
@@ -68,20 +51,20 @@ def tokens(length: int = 256) -> Tensor:
     return (128 + walk).clamp(0, 255)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_windows_are_the_cpus(name: str) -> None:
-    model = models()[name].eval()
+    model = build(name).eval()
     with torch.no_grad():
         expected = model(tokens(), model.initial_state(2)).logits
         model = model.cuda()
         got = model(tokens().cuda(), model.initial_state(2, "cuda"))
     torch.testing.assert_close(got.logits.cpu(), expected, atol=2e-3, rtol=1e-3)
-    assert all(tensor.is_cuda for tensor in got.state.values())
+    assert all(tensor.is_cuda for tensor in flatten(got.state).values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_steps_are_windows(name: str) -> None:
-    model = models()[name].eval().cuda()
+    model = build(name).eval().cuda()
     stream = tokens(80 if name.startswith("wavenet") else 128).cuda()
     with torch.no_grad():
         expected = model(stream, model.initial_state(2, "cuda")).logits
@@ -92,12 +75,12 @@ def test_steps_are_windows(name: str) -> None:
     torch.testing.assert_close(torch.stack(logits, dim=1), expected, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_training_under_autocast_has_the_cpus_loss(name: str, precision: torch.dtype) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
-        model = models()[name].train().to(device)
+        model = build(name).train().to(device)
         stream = tokens().to(device)
         with torch.autocast(device, precision, enabled=device == "cuda"):
             output = model(stream[:, :-64], model.initial_state(2, device))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from audio_ct.errors import InputError
-from audio_ct.models.compression import CompressionSettings
-from audio_ct.models.compressive_layer import CompressiveLayer
-from audio_ct.models.interface import State
+from audio_ct.models.compressive_transformer import CompressiveLayer
 from audio_ct.models.memory_cell import CompressiveMemory, cut_unroll
+from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.models.stage import State, flatten, map_state
 from benchmarks import recall
 
 D_IN = 5
@@ -31,7 +31,7 @@ def cell(**changes: Any) -> CompressiveMemory:
         "compressed_memory_length": 5,
         "compression_rate": 2,
     }
-    return CompressiveMemory(d_in=D_IN, **sizes | changes)
+    return CompressiveMemory(d_in=D_IN, settings=CompressiveTransformerSettings(**sizes | changes))
 
 
 VARIANTS: dict[str, Callable[[], CompressiveMemory]] = {
@@ -44,14 +44,12 @@ VARIANTS: dict[str, Callable[[], CompressiveMemory]] = {
     "dilated-own-positions": lambda: cell(
         memory_length=6,
         compressed_positions="own",
-        compression=CompressionSettings("dilated_convolution", "attention_reconstruction", bias=True),
+        compression={"function": "dilated_convolution"},
     ),
-    "mean-pooling": lambda: cell(
-        compression=CompressionSettings("mean_pooling", "none"), compressed_positions="centre"
-    ),
-    "auto-encoding": lambda: cell(compression=CompressionSettings("convolution", "auto_encoding")),
-    "task": lambda: cell(compression=CompressionSettings("convolution", "task")),
-    "norm": lambda: cell(compression=CompressionSettings(loss_form="norm")),
+    "mean-pooling": lambda: cell(compression={"function": "mean_pooling", "loss": "none"}),
+    "auto-encoding": lambda: cell(compression={"function": "convolution", "loss": "auto_encoding"}),
+    "task": lambda: cell(compression={"function": "convolution", "loss": "task"}),
+    "norm": lambda: cell(compression={"loss_form": "norm"}),
 }
 
 
@@ -82,6 +80,10 @@ def start(memory: CompressiveMemory, num_lanes: int = 3) -> State:
     return memory.initial_state(num_lanes, dtype=torch.float64)
 
 
+def of_lane(state: State, lane: int) -> State:
+    return map_state(lambda tensor: tensor[lane : lane + 1], state)
+
+
 def used(memory: CompressiveMemory, num_lanes: int = 3) -> State:
     """A state whose lanes stand at different slots, with memories that are not empty."""
     resets = torch.zeros(num_lanes, LENGTH, dtype=torch.bool)
@@ -91,9 +93,10 @@ def used(memory: CompressiveMemory, num_lanes: int = 3) -> State:
 
 
 def assert_same(a: State, b: State, tolerance: float = 1e-10) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=0)
+    flat_a, flat_b = flatten(a), flatten(b)
+    assert flat_a.keys() == flat_b.keys()
+    for name in flat_a:
+        torch.testing.assert_close(flat_a[name], flat_b[name], atol=tolerance, rtol=0)
 
 
 def test_an_unroll_is_cut_where_segments_end_and_episodes_begin() -> None:
@@ -133,7 +136,7 @@ def test_an_episode_is_what_it_is_alone_and_from_the_beginning(memory: Compressi
                 alone = memory(stream[lane : lane + 1, first:end], start(memory, 1))
                 torch.testing.assert_close(together.outputs[lane, first:end], alone.outputs[0], atol=1e-10, rtol=0)
                 if end == LENGTH:
-                    assert_same({name: tensor[lane : lane + 1] for name, tensor in together.state.items()}, alone.state)
+                    assert_same(of_lane(together.state, lane), alone.state)
     assert resets[1:].any(dim=1).all()
 
 
@@ -167,7 +170,7 @@ def test_gradients_reach_no_later_step_and_no_earlier_episode(memory: Compressiv
     begun = used(memory, 2)
     for t in (0, 8, 9, 13, 16, 27, 28):
         stream = observed(2).requires_grad_()
-        state = {name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in begun.items()}
+        state = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), begun)
         memory(stream, state, resets).outputs[0, t].square().sum().backward()
         assert stream.grad is not None
         reached = stream.grad[0].abs().sum(dim=-1)
@@ -178,12 +181,12 @@ def test_gradients_reach_no_later_step_and_no_earlier_episode(memory: Compressiv
         # A lane that was reset begins a segment; where the first one stands does not matter here.
         assert episode == 0 or (t - episode) % SEGMENT == 0 or reached[t - 1] > 0
         assert torch.all(stream.grad[1] == 0), "another lane"
-        from_state = [tensor.grad for tensor in state.values() if tensor.grad is not None]
+        from_state = [tensor.grad for tensor in flatten(state).values() if tensor.grad is not None]
         assert episode == 0 or not any(gradient.any() for gradient in from_state)
 
 
 def test_an_empty_slot_is_not_seen(memory: CompressiveMemory) -> None:
-    filled = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in start(memory).items()}
+    filled = map_state(lambda tensor: torch.randn_like(tensor) if tensor.is_floating_point() else tensor, start(memory))
     with torch.no_grad():
         expected = memory(observed(length=SEGMENT), start(memory)).outputs
         assert torch.equal(memory(observed(length=SEGMENT), filled).outputs, expected)
@@ -195,17 +198,17 @@ def test_with_full_memories_it_is_the_models_layer(memory: CompressiveMemory) ->
     with torch.no_grad():
         before = memory(stream[:, : 11 * SEGMENT], start(memory, 2)).state
         found = memory(stream[:, 11 * SEGMENT :], before)
-        h, losses, state = memory.observe(stream[:, 11 * SEGMENT :]), [], before
-        for layer in memory.layers:
-            h, changes, loss, _ = CompressiveLayer.forward(layer, h, state)
-            state = state | changes
+        h, losses = memory.observe(stream[:, 11 * SEGMENT :]), []
+        for name, layer in enumerate(memory.layers):
+            h, remembered, loss = CompressiveLayer.forward(layer, h, before["layers"][str(name)])
+            assert_same({each: found.state["layers"][str(name)][each] for each in remembered}, remembered)
             losses.extend([] if loss is None else [loss])
     torch.testing.assert_close(found.outputs, memory.final_norm(h), atol=1e-10, rtol=0)
-    of_layers = [name for name in state if "memory" in name]
-    assert_same({n: found.state[n] for n in of_layers}, {n: state[n] for n in of_layers})
     if losses:
-        expected = torch.stack(losses).sum() / (1 if memory._sums_losses else len(losses))
-        torch.testing.assert_close(found.auxiliary_losses[memory.compression_loss], expected, atol=1e-10, rtol=0)
+        ((_, auxiliary),) = found.auxiliary_losses.items()
+        is_sum = memory.layers[0].compressor.settings.loss_form == "norm"
+        expected = torch.stack(losses).sum() / (1 if is_sum else len(losses))
+        torch.testing.assert_close(auxiliary, expected, atol=1e-10, rtol=0)
     else:
         assert not found.auxiliary_losses
 
@@ -216,22 +219,23 @@ def test_lanes_know_nothing_of_each_other(memory: CompressiveMemory) -> None:
         together = memory(stream, state, resets)
         for lane in range(3):
             one = slice(lane, lane + 1)
-            alone = memory(stream[one], {name: tensor[one] for name, tensor in state.items()}, resets[one])
+            alone = memory(stream[one], of_lane(state, lane), resets[one])
             torch.testing.assert_close(together.outputs[one], alone.outputs, atol=1e-12, rtol=0)
-            assert_same({name: tensor[one] for name, tensor in together.state.items()}, alone.state, 1e-12)
+            assert_same(of_lane(together.state, lane), alone.state, 1e-12)
 
 
-def test_the_state_is_flat_detached_data_and_is_left_as_it_was(memory: CompressiveMemory) -> None:
+def test_the_state_is_detached_data_and_is_left_as_it_was(memory: CompressiveMemory) -> None:
     memory.train()
     initial = start(memory)
     output = memory(observed(), initial, at_random())
     assert output.outputs.requires_grad
-    for name, tensor in output.state.items():
+    before = flatten(initial)
+    for name, tensor in flatten(output.state).items():
         assert not tensor.requires_grad, name
         assert tensor.is_contiguous(), name
-        assert (tensor.shape, tensor.dtype) == (initial[name].shape, initial[name].dtype)
+        assert (tensor.shape, tensor.dtype) == (before[name].shape, before[name].dtype)
         assert len(tensor) == 3
-    assert not any(tensor.any() for tensor in initial.values())
+    assert not any(tensor.any() for tensor in before.values())
 
 
 def test_every_parameter_learns_and_compression_from_its_own_loss(memory: CompressiveMemory) -> None:
@@ -248,7 +252,7 @@ def test_every_parameter_learns_and_compression_from_its_own_loss(memory: Compre
 
 def test_the_auxiliary_loss_is_the_mean_over_all_that_left_memory() -> None:
     torch.manual_seed(0)
-    memory = cell(compression=CompressionSettings("convolution", "auto_encoding")).double().train()
+    memory = cell(compression={"function": "convolution", "loss": "auto_encoding"}).double().train()
     stream, resets = observed(2), torch.zeros(2, LENGTH, dtype=torch.bool)
     resets[1, 18] = True
     # 29 steps are 7 segments, of which all but the first push something out; 18 and 11 steps are 4 and 2.
@@ -269,14 +273,13 @@ def test_autocast_keeps_the_states_dtype(memory: CompressiveMemory, precision: t
     with torch.autocast("cpu", precision):
         output = memory(observed().float(), initial, at_random())
     assert torch.isfinite(output.outputs).all()
-    assert {name: tensor.dtype for name, tensor in output.state.items()} == {n: t.dtype for n, t in initial.items()}
+    types = [{name: tensor.dtype for name, tensor in flatten(state).items()} for state in (initial, output.state)]
+    assert types[0] == types[1]
 
 
 def test_what_unrolls_would_cut_is_refused() -> None:
     with pytest.raises(InputError, match="most_used"):
-        cell(compression=CompressionSettings("most_used", "none"))
-    with pytest.raises(InputError, match="num_heads=5 must divide"):
-        cell(num_heads=5)
+        cell(compression={"function": "most_used", "loss": "none"})
 
 
 def test_only_compressed_memory_recalls_over_a_delay_that_memory_does_not_span() -> None:

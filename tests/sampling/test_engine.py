@@ -1,6 +1,6 @@
 """Sampling is the model's own distribution, step by step, and a waveform depends on its seed alone."""
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +9,42 @@ import torch
 from torch import Tensor
 
 from audio_ct.errors import InputError
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import TokenModel
-from audio_ct.models.linear_prediction import LinearPredictionSettings
-from audio_ct.models.wavenet import WaveNet
-from audio_ct.sampling import engine
+from audio_ct.models.build import build_model
+from audio_ct.models.heads import draw_from
+from audio_ct.models.settings import CompressiveTransformerSettings, LinearPredictionSettings, WaveNetSettings
+from audio_ct.models.token_model import TokenModel
+from audio_ct.sampling import compiled, engine
 from audio_ct.sampling.engine import EngineOptions, Sampler, generate
-from audio_ct.sampling.filters import Filters, draw
+from audio_ct.sampling.filters import Filters
 
 VOCABULARY, SILENCE = 16, 8
 
-
 PREDICTING = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
+TRANSFORMER: dict[str, Any] = {
+    **{"num_layers": 2, "d_model": 8, "num_heads": 2, "d_ff": 8, "segment_length": 4, "memory_length": 4},
+    **{"compressed_memory_length": 3, "compression_rate": 2, "front_dilations": [1, 2]},
+}
+MODELS = {
+    "transformer": CompressiveTransformerSettings(**TRANSFORMER),
+    "predicting_mixture": CompressiveTransformerSettings(
+        **TRANSFORMER | {"num_layers": 1}, linear_prediction=PREDICTING, output="mixture_of_logistics"
+    ),
+    "predicting_wavenet": WaveNetSettings(
+        num_stacks=1, layers_per_stack=3, residual_channels=8, skip_channels=8, linear_prediction=PREDICTING
+    ),
+}
 
 
-@pytest.fixture(params=["compressive_transformer", "wavenet", "predicting_wavenet", "predicting_mixture"])
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> TokenModel:
     torch.manual_seed(0)
-    if request.param != "compressive_transformer":
-        return WaveNet(
-            vocabulary_size=VOCABULARY,
-            num_stacks=1,
-            layers_per_stack=3,
-            residual_channels=8,
-            skip_channels=8,
-            linear_prediction=None if request.param == "wavenet" else PREDICTING,
-            output="mixture_of_logistics" if request.param == "predicting_mixture" else "softmax",
-        )
-    return CompressiveTransformer(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        d_model=8,
-        num_heads=2,
-        d_ff=8,
-        segment_length=4,
-        memory_length=4,
-        compressed_memory_length=3,
-        compression_rate=2,
-        front_dilations=[1, 2],
-    )
+    return build_model(MODELS[request.param], VOCABULARY)
+
+
+def wavenet(channels: int) -> TokenModel:
+    torch.manual_seed(0)
+    sizes = {"num_stacks": 1, "layers_per_stack": 1, "residual_channels": 16, "skip_channels": channels}
+    return build_model(WaveNetSettings(**sizes), VOCABULARY)
 
 
 def made(model: TokenModel, **settings: object) -> Tensor:
@@ -65,9 +62,9 @@ def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel
         # Padded to whole segments: causality makes what follows irrelevant.
         padded = torch.nn.functional.pad(past, (0, -past.shape[1] % 4))
         with torch.no_grad():
-            predictions = model.distribution(model(padded, model.initial_state(1)).logits[0]).softmax(-1)
+            predictions = model.head.distribution(model(padded, model.initial_state(1)).logits[0]).softmax(-1)
         begin = len(prompt or [])
-        assert got[lane].tolist() == draw(predictions[begin : begin + 21], uniforms).tolist()
+        assert got[lane].tolist() == draw_from(predictions[begin : begin + 21], uniforms).tolist()
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_others(model: TokenModel) -> None:
@@ -104,7 +101,7 @@ def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
     assert torch.equal(got[0], got[1])
     past = torch.cat([torch.tensor([SILENCE]), got[0]])[:20]
     with torch.no_grad():
-        likeliest = model.distribution(model(past[None], model.initial_state(1)).logits[0]).argmax(-1)
+        likeliest = model.head.distribution(model(past[None], model.initial_state(1)).logits[0]).argmax(-1)
     assert torch.equal(likeliest, got[0, :20])
 
 
@@ -117,65 +114,77 @@ def test_filters_reach_the_draw(model: TokenModel) -> None:
 compiling = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder / "audio-ct/steps"
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "audio-ct/steps"
 
 
 @compiling
-@pytest.mark.parametrize("prompt", [None, [5] * 11])
+@pytest.mark.parametrize("model", ["predicting_mixture", "predicting_wavenet"], indirect=True)
 def test_a_compiled_step_makes_the_same_samples(
-    model: TokenModel, prompt: list[int] | None, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model: TokenModel, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The state is opened and closed within blocks and across them, and the prompt ends within a segment.
+    # Caches are opened and closed within blocks and across them, and the prompt ends within a segment.
     monkeypatch.setattr(engine, "BLOCK_SAMPLES", 16)
-    given = None if prompt is None else torch.tensor(prompt)
     sampler = Sampler(model, num_waveforms=2, options=EngineOptions(compiled=True))
-    for seed in (0, 3):
-        blocks = sampler.generate(num_samples=41, start_token=SILENCE, seed=seed, prompt=given)
-        expected = made(model, num_samples=41, seed=seed, prompt=given)
-        assert torch.equal(torch.cat(list(blocks), dim=1), expected)
+    for seed, prompt in ((0, None), (3, torch.tensor([5] * 10)), (4, None)):
+        blocks = list(sampler.generate(num_samples=41, start_token=SILENCE, seed=seed, prompt=prompt))
+        expected = made(model, num_samples=41, seed=seed, prompt=prompt)
+        assert torch.equal(torch.cat(blocks, dim=1), expected)
 
 
 @compiling
-@pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
-def test_a_compiled_step_is_kept_without_its_weights(channels: int, is_kept: bool, cache_folder: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"num_stacks": 1, "layers_per_stack": 2, "residual_channels": 16, "skip_channels": channels}
-    model = WaveNet(vocabulary_size=VOCABULARY, **sizes)
+def test_a_compiled_step_is_kept_for_other_weights_and_made_again_where_damaged(cache_folder: Path) -> None:
+    model = wavenet(channels=16)
     made(model, options=EngineOptions(compiled=True))
-    kept = set(cache_folder.iterdir())
+    (kept,) = cache_folder.iterdir()
+    content, used = kept.read_bytes(), kept.stat().st_mtime_ns
+    move_weights(model)
+    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
+    assert list(cache_folder.iterdir()) == [kept]
+    assert kept.stat().st_mtime_ns > used
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    kept.write_bytes(damaged)
+    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
+    (again,) = cache_folder.iterdir()
+    assert again.read_bytes() != damaged
+
+
+@pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
+def test_a_compiled_step_that_holds_weights_is_not_taken_for_others(
+    channels: int, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compiler writes the values of vectors of 8 and fewer numbers into the code.
+    keys: list[str] = []
+
+    def compile_nothing(exported: object, settings: object, key: str) -> Path:
+        keys.append(key)
+        raise OSError
+
+    monkeypatch.setattr(compiled, "_package", compile_nothing)
+    model = wavenet(channels)
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be compiled"):
+            made(model, options=EngineOptions(compiled=True))
+        move_weights(model)
+    assert (keys[0] == keys[1]) == is_kept
+
+
+def test_the_compiled_steps_that_were_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "NUM_KEPT", 2)
+    for name, used in {"a": 3, "b": 1, "c": 4, "d": 2}.items():
+        (tmp_path / f"{name}.pt2").touch()
+        os.utime(tmp_path / f"{name}.pt2", (used, used))
+    compiled._remove_old_steps(tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+def move_weights(model: TokenModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
-    # Of vectors of 8 and fewer numbers the compiler makes code.
-    assert (set(cache_folder.iterdir()) == kept) == is_kept
-
-
-@compiling
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_compiled_step_is_compiled_again(
-    damage: str, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    torch.manual_seed(0)
-    sizes = {"num_stacks": 1, "layers_per_stack": 1, "residual_channels": 16, "skip_channels": 16}
-    model = WaveNet(vocabulary_size=VOCABULARY, **sizes)
-    made(model, options=EngineOptions(compiled=True))
-    (path,) = (tmp_path / "audio-ct/steps").iterdir()
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    else:
-        content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
-    (again,) = (tmp_path / "audio-ct/steps").iterdir()
-    assert again.read_bytes() != bytes(content)
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -196,3 +205,9 @@ def test_without_a_compiler_the_remedy_is_named(model: TokenModel, monkeypatch: 
     monkeypatch.setattr("audio_ct.sampling.compiled.can_compile", lambda device: False)
     with pytest.raises(InputError, match="--no-compiled"):
         made(model, options=EngineOptions(compiled=True))
+
+
+@pytest.mark.parametrize("num", [0, 10_000])
+def test_a_number_of_waveforms_out_of_range_is_named(model: TokenModel, num: int) -> None:
+    with pytest.raises(InputError, match=f"num={num}"):
+        Sampler(model, num_waveforms=num)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from audio_ct.errors import InputError
-from audio_ct.sampling.filters import Filters, draw, filtered_probabilities
+from audio_ct.models.heads import draw_from
+from audio_ct.sampling.filters import Filters, filtered_probabilities
 
 PROBABILITIES = [0.05, 0.4, 0.15, 0.3, 0.1]
 
@@ -99,7 +100,7 @@ def test_draws_follow_the_probabilities() -> None:
     uniform = torch.rand(num_draws, generator=torch.Generator().manual_seed(0))
     for filters in ({}, {"top_k": 3}, {"top_p": 0.69}, {"temperature": 3.0}):
         probabilities = filtered_probabilities(logits(), Filters(**filters))  # type: ignore[arg-type]
-        tokens = draw(probabilities.expand(num_draws, -1), uniform)
+        tokens = draw_from(probabilities.expand(num_draws, -1), uniform)
         counts = np.bincount(tokens.numpy(), minlength=5)
         expected = (probabilities / probabilities.sum())[0].double().numpy() * num_draws
         assert (counts[expected == 0] == 0).all()
@@ -112,7 +113,7 @@ def test_draws_follow_the_probabilities() -> None:
 def test_draws_at_the_ends_never_take_a_token_of_probability_0() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1)
     uniform = torch.tensor([0.0, 0.4999999, 0.5, 1 - 2**-24])
-    assert draw(probabilities, uniform).tolist() == [1, 1, 3, 3]
+    assert draw_from(probabilities, uniform).tolist() == [1, 1, 3, 3]
     # Rows need not sum to 1.
-    assert draw(probabilities * 0.01, uniform).tolist() == [1, 1, 3, 3]
-    assert draw(torch.tensor([[0.1] * 10]), torch.tensor([1 - 2**-24])).tolist() == [9]
+    assert draw_from(probabilities * 0.01, uniform).tolist() == [1, 1, 3, 3]
+    assert draw_from(torch.tensor([[0.1] * 10]), torch.tensor([1 - 2**-24])).tolist() == [9]

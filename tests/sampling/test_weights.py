@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_ct.models.linear_prediction import LinearPredictionSettings
-from audio_ct.models.wavenet import WaveNet
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import LinearPredictionSettings, WaveNetSettings
+from audio_ct.models.token_model import TokenModel
 from audio_ct.sampling.weights import Int8Linear, RowMajorLinear, with_weights
 
 
@@ -36,13 +37,13 @@ def test_an_output_without_weights_stays_zero() -> None:
 @pytest.mark.parametrize(("weights", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1), ("int8", 0.1)])
 def test_a_model_keeps_its_predictions_and_is_left_alone(weights: str, tolerance: float) -> None:
     torch.manual_seed(0)
-    settings = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
+    predicting = LinearPredictionSettings(order=3, windows=[9], frame_length=4)
     sizes = {"num_stacks": 1, "layers_per_stack": 4, "residual_channels": 24, "skip_channels": 24}
-    model = WaveNet(vocabulary_size=32, **sizes, linear_prediction=settings)
+    model = build_model(WaveNetSettings(**sizes, linear_prediction=predicting), vocabulary_size=32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tokens = torch.randint(32, (2, 64))
 
-    def logits(one: WaveNet, dtype: torch.dtype = torch.float32) -> Tensor:
+    def logits(one: TokenModel, dtype: torch.dtype = torch.float32) -> Tensor:
         with torch.no_grad():
             return one(tokens, one.initial_state(2, dtype=dtype)).logits.float()
 

@@ -16,7 +16,11 @@ import pytest
 
 from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.tokens.clip import ClipStore
-from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+from audio_ct.tokens.codec import ByteCodec, MuLawCodec
+from audio_ct.tokens.store import Recording, TokenStore
+from audio_ct.tokens.store_builder import TokenStoreBuilder
+
+CODEC = MuLawCodec(24_000, 8)
 
 
 def shard(seed: int, lengths: list[int], bits: int = 8) -> tuple[np.ndarray, list[Recording]]:
@@ -30,9 +34,7 @@ def shard(seed: int, lengths: list[int], bits: int = 8) -> tuple[np.ndarray, lis
 
 
 def build(path: Path, bits: int = 8, overwrite: bool = False, seed: int = 0) -> TokenStore:
-    with TokenStoreBuilder(
-        path, sample_rate_hz=24_000, bits=bits, overwrite=overwrite, metadata={"note": 1}
-    ) as builder:
+    with TokenStoreBuilder(path, MuLawCodec(24_000, bits), overwrite=overwrite, metadata={"note": 1}) as builder:
         for split, number in (("train", 1), ("train", 2), ("validation", 3), ("test", 4)):
             builder.add_shard(split, *shard(seed + number, [number, 50, 7], bits))
         return builder.commit()
@@ -41,7 +43,7 @@ def build(path: Path, bits: int = 8, overwrite: bool = False, seed: int = 0) -> 
 @pytest.mark.parametrize("bits", [1, 8, 9, 16])
 def test_what_goes_in_comes_out(tmp_path: Path, bits: int) -> None:
     store = build(tmp_path / "store", bits)
-    assert (store.sample_rate_hz, store.bits, store.vocabulary_size) == (24_000, bits, 2**bits)
+    assert (store.codec, store.vocabulary_size) == (MuLawCodec(24_000, bits), 2**bits)
     assert store.splits == ("train", "validation", "test")
     assert store.num_tokens("train") == 58 + 59
     assert store.corpus["note"] == 1
@@ -72,11 +74,11 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
 def test_a_store_of_waveforms_is_written_as_before_there_were_bytes(tmp_path: Path) -> None:
     store = build(tmp_path / "store")
     assert store.digest == "10e73dc1aa13d0c9aabe53496d6be4033f74a82c32fff106fcbb300e63949994"
-    assert (store.encoding, store.start_token) == ("mu-law", 128)
+    assert store.start_token == 128
 
 
 def build_bytes(path: Path) -> TokenStore:
-    with TokenStoreBuilder(path, sample_rate_hz=None, encoding="bytes") as builder:
+    with TokenStoreBuilder(path, ByteCodec()) as builder:
         builder.add_shard("train", *shard(0, [30, 40]))
         return builder.commit()
 
@@ -84,12 +86,8 @@ def build_bytes(path: Path) -> TokenStore:
 def test_a_store_of_bytes(tmp_path: Path) -> None:
     build_bytes(tmp_path / "store")
     store = pickle.loads(pickle.dumps(TokenStore.open(tmp_path / "store")))
-    assert (store.encoding, store.sample_rate_hz, store.bits, store.start_token) == ("bytes", None, 8, 0)
+    assert (store.codec, store.start_token) == (ByteCodec(), 0)
     np.testing.assert_array_equal(store.tokens("train", 1), shard(0, [30, 40])[0][30:])
-    with pytest.raises(InputError, match="no sample rate"):
-        TokenStoreBuilder(tmp_path / "other", sample_rate_hz=24_000, encoding="bytes")
-    with pytest.raises(InputError, match="need a sample rate"):
-        TokenStoreBuilder(tmp_path / "other", sample_rate_hz=None)
     with pytest.raises(InputError, match=r"corpus.clip_seconds=1.0: .* holds bytes"):
         ClipStore.open_clip(tmp_path / "store", 1.0)
 
@@ -207,7 +205,7 @@ def test_a_shard_cut_after_opening_is_an_error_not_a_bus_error(tmp_path: Path) -
 
 
 def add_and_fail(path: Path) -> None:
-    with TokenStoreBuilder(path, sample_rate_hz=24_000) as builder:
+    with TokenStoreBuilder(path, CODEC) as builder:
         builder.add_shard("train", *shard(0, [5]))
         raise ZeroDivisionError
 
@@ -217,7 +215,7 @@ def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
         add_and_fail(tmp_path / "store")
     assert not list(tmp_path.iterdir())
     with (
-        TokenStoreBuilder(tmp_path / "s", sample_rate_hz=1) as builder,
+        TokenStoreBuilder(tmp_path / "s", CODEC) as builder,
         pytest.raises(InputError, match="no recordings"),
     ):
         builder.commit()
@@ -240,7 +238,7 @@ def test_only_stores_are_overwritten_and_only_when_asked(tmp_path: Path) -> None
 
 
 def test_two_builders_of_one_store(tmp_path: Path) -> None:
-    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000) as first:
+    with TokenStoreBuilder(tmp_path / "store", CODEC) as first:
         first.add_shard("train", *shard(0, [5]))
         with pytest.raises(InputError, match="being prepared by another process"):
             build(tmp_path / "store")
@@ -250,8 +248,9 @@ def test_two_builders_of_one_store(tmp_path: Path) -> None:
 
 def test_a_killed_builder_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom audio_ct.tokens.store import TokenStoreBuilder\n"
-        "with TokenStoreBuilder(sys.argv[1], sample_rate_hz=24000) as builder:\n"
+        "import os, signal, sys\nfrom audio_ct.tokens.codec import MuLawCodec\n"
+        "from audio_ct.tokens.store_builder import TokenStoreBuilder\n"
+        "with TokenStoreBuilder(sys.argv[1], MuLawCodec(24000, 8)) as builder:\n"
         "    (builder.work_folder / 'half.bin').write_bytes(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     run = subprocess.run([sys.executable, "-c", program, tmp_path / "store"], check=False, timeout=60)
@@ -297,7 +296,7 @@ def test_files_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: 
 
 def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokens, rows = shard(0, [5, 6])
-    with TokenStoreBuilder(tmp_path / "store", sample_rate_hz=24_000, bits=4) as builder:
+    with TokenStoreBuilder(tmp_path / "store", MuLawCodec(24_000, 4)) as builder:
         with pytest.raises(InputError, match="0 to 15"):
             builder.add_shard("train", np.full(11, 16, np.uint8), rows)
         for wrong in (rows[:1], rows[1:], rows[::-1], []):

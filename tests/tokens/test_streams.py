@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from audio_ct.errors import InputError
-from audio_ct.tokens.store import Recording, TokenStore, TokenStoreBuilder
+from audio_ct.tokens.codec import MuLawCodec
+from audio_ct.tokens.store import Recording, TokenStore
+from audio_ct.tokens.store_builder import TokenStoreBuilder
 from audio_ct.tokens.streams import Streams
 
-START = 7
+SILENCE = 1 << 15
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     lengths = [60, 2, 31, 17, 44, 5, 9, 23, 58, 12, 3, 40]
     offsets = np.cumsum([0, *lengths])
     path = tmp_path_factory.mktemp("streams") / "store"
-    with TokenStoreBuilder(path, sample_rate_hz=24_000, bits=16, metadata={}) as builder:
+    with TokenStoreBuilder(path, MuLawCodec(24_000, bits=16)) as builder:
         rows = [
             Recording(f"{'dacb'[i % 4]}/{i}", "dacb"[i % 4], f"{i}.wav", None, 0, int(offset), length)
             for i, (offset, length) in enumerate(zip(offsets[:-1], lengths, strict=True))
@@ -34,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 def streams(store: TokenStore, **changes: int) -> Streams:
     settings = {"num_lanes": 3, "window_length": 8, "seed": 0, "reset_every_windows": 0} | changes
-    return Streams(store, "train", start_token=START, **settings)  # type: ignore[arg-type]
+    return Streams(store, "train", **settings)
 
 
 @pytest.mark.parametrize(("num_lanes", "window_length"), [(1, 1), (1, 304), (3, 8), (4, 76), (7, 5)])
@@ -105,12 +107,12 @@ def test_the_first_window_is_fresh_and_begins_with_silence(store: TokenStore) ->
     lanes = streams(store)
     first = lanes.window(0)
     assert first.fresh.all()
-    assert first.inputs[:, 0].tolist() == [START] * 3
+    assert first.inputs[:, 0].tolist() == [SILENCE] * 3
     for step in range(1, 3 * lanes.windows_per_epoch):
         window = lanes.window(step)
         assert not window.fresh.any()
         # Only where lane 0 begins an epoch is there no token before.
-        assert (window.inputs[0, 0] == START) == (step % lanes.windows_per_epoch == 0)
+        assert (window.inputs[0, 0] == SILENCE) == (step % lanes.windows_per_epoch == 0)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5, 6])
@@ -125,7 +127,7 @@ def test_resets_are_staggered_and_each_lane_is_reset_in_its_turn(store: TokenSto
     assert at_once <= -(-3 // every)
     for step in range(1, 2 * every):
         window = lanes.window(step)
-        assert torch.equal(window.inputs[:, 0] == START, window.fresh)
+        assert torch.equal(window.inputs[:, 0] == SILENCE, window.fresh)
         assert torch.equal(window.targets, streams(store).window(step).targets), "a reset drops no token"
 
 

@@ -5,39 +5,47 @@ The shape checks that all tests run under cannot be compiled, so this file is ru
 
 import subprocess
 import sys
-from functools import partial
-from typing import Literal
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import TokenModel, select_lanes
-from audio_ct.models.linear_prediction import LinearPredictionSettings
-from audio_ct.models.wavenet import WaveNet
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import CompressiveTransformerSettings, LinearPredictionSettings, WaveNetSettings
+from audio_ct.models.stage import select_lanes
+from audio_ct.models.token_model import TokenModel
 
 VOCABULARY, WINDOW = 16, 16
 
 
-def compressive_transformer(kernel: Literal["auto", "fused"] = "auto") -> TokenModel:
-    sizes = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 16, "segment_length": 8, "memory_length": 8}
-    memory = {"compressed_memory_length": 4, "compression_rate": 2}
-    return CompressiveTransformer(
-        vocabulary_size=VOCABULARY, **sizes, **memory, front_dilations=[1], attention_kernel=kernel
-    )
+COMPRESSIVE = CompressiveTransformerSettings(
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    d_ff=16,
+    segment_length=8,
+    memory_length=8,
+    compressed_memory_length=4,
+    compression_rate=2,
+    front_dilations=[1],
+)
+SETTINGS = {
+    "compressive_transformer": COMPRESSIVE,
+    "fused": COMPRESSIVE.model_copy(update={"attention_kernel": "fused"}),
+    "wavenet": WaveNetSettings(
+        num_stacks=1,
+        layers_per_stack=2,
+        residual_channels=8,
+        skip_channels=8,
+        linear_prediction=LinearPredictionSettings(order=4, windows=[20, 5], frame_length=4),
+    ),
+}
 
 
-def wavenet() -> TokenModel:
-    sizes = {"num_stacks": 1, "layers_per_stack": 2, "residual_channels": 8, "skip_channels": 8}
-    settings = LinearPredictionSettings(order=4, windows=[20, 5], frame_length=4)
-    return WaveNet(vocabulary_size=VOCABULARY, **sizes, linear_prediction=settings)
-
-
-def losses(model: TokenModel, precision: torch.dtype, *, lanes: int, compiled: bool) -> list[float]:
-    """Return the loss of windows with the state carried, a lane reset before the fourth, and plain descent."""
+def losses(model: TokenModel, precision: torch.dtype, *, lanes: int, backend: str | None) -> list[float]:
+    """The loss of windows with the state carried, a lane reset before the fourth, and plain descent."""
     random = torch.Generator().manual_seed(0)
-    forward = torch.compile(model, fullgraph=True) if compiled else model
+    forward = torch.compile(model, fullgraph=True, backend=backend) if backend else model
     parameters = list(model.parameters())
     initial = state = model.initial_state(lanes)
     found = []
@@ -57,24 +65,26 @@ def losses(model: TokenModel, precision: torch.dtype, *, lanes: int, compiled: b
     return found
 
 
-def main(kind: str, precision: str, lanes: str) -> None:
+def main(kind: str, backend: str) -> None:
     """Fail where a model is compiled twice or trains otherwise."""
     torch._dynamo.config.error_on_recompile = True
-    found = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = {"fused": partial(compressive_transformer, "fused"), "wavenet": wavenet}.get(
-            kind, compressive_transformer
-        )()
-        found.append(losses(model, getattr(torch, precision), lanes=int(lanes), compiled=compiled))
-    assert found[1] == pytest.approx(found[0], abs=0.02)
+    for precision, lanes in ((torch.bfloat16, 2), (torch.float16, 1)):
+        found = []
+        for used in (None, backend):
+            torch.manual_seed(0)
+            found.append(losses(build_model(SETTINGS[kind], VOCABULARY), precision, lanes=lanes, backend=used))
+        assert found[1] == pytest.approx(found[0], abs=0.02)
+        torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kind", ["compressive_transformer", "fused", "wavenet"])
-@pytest.mark.parametrize(("precision", "lanes"), [("bfloat16", 2), ("float16", 1)])
-def test_a_model_is_compiled_once_and_trains_alike(kind: str, precision: str, lanes: int) -> None:
-    arguments = [sys.executable, __file__, kind, precision, str(lanes)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+# What inductor adds takes minutes; that nothing is traced twice shows without it.
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("fused", "aot_eager"), ("wavenet", "aot_eager")]
+    + [pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in SETTINGS],
+)
+def test_a_model_is_compiled_once_and_trains_alike(kind: str, backend: str) -> None:
+    done = subprocess.run([sys.executable, __file__, kind, backend], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct import pretrained
-from audio_ct.audio.mu_law import silence_token
+from audio_ct import checkpoint, pretrained
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.interface import ModelOutput, State, select_lanes
-from audio_ct.models.wavenet import WaveNet
-from audio_ct.recipe import Recipe, build_model, parse_recipe
-from audio_ct.tokens.store import Recording, TokenStore
+from audio_ct.models.build import build_model
+from audio_ct.models.stage import State, flatten, map_state, select_lanes
+from audio_ct.models.token_model import ModelOutput, TokenModel
+from audio_ct.recipe import Recipe, parse_recipe
+from audio_ct.record import read_record
+from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
-from audio_ct.training import checkpoint, loop
+from audio_ct.training import loop, run
 from audio_ct.training.finite import BEHIND, FiniteChecks
-from audio_ct.training.loop import train
 
 LANES, WINDOW = 2, 32
 COMPRESSIVE = """
@@ -43,7 +42,6 @@ COMPRESSIVE = """
   compressed_memory_length: 8
   compression_rate: 4
   front_dilations: [1, 2]
-  short_convolution_width: 3
   linear_prediction: {order: 4, windows: [50, 20], frame_length: 8}
 """
 WAVENET = """
@@ -56,15 +54,25 @@ WAVENET = """
 MODELS = {"compressive_transformer": COMPRESSIVE, "wavenet": WAVENET}
 
 
-@pytest.fixture(autouse=True)
-def _short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validate on the beginnings of recordings only."""
-    choose = loop.choose_recordings
+def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, float | None]:
+    """Score the beginning of a recording."""
+    tokens = torch.from_numpy(store.tokens("validation", 0, 0, WINDOW + 1).astype("int64"))[None]
+    model.eval()
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        output = model(tokens[:, :-1].to(device), model.initial_state(1, device))
+        nats = model.head.nats(output.logits, tokens[:, 1:].to(device)).mean()
+    return {"validation_bits_per_sample": float(nats) / math.log(2)}
 
-    def beginnings(*arguments: Any) -> tuple[Recording, ...]:
-        return tuple(replace(recording, length=100) for recording in choose(*arguments))
 
-    monkeypatch.setattr(loop, "choose_recordings", beginnings)
+def make_samples(recipe: Recipe, model: TokenModel, store: TokenStore, step: int, folder: Path) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step}.txt"
+    path.touch()
+    return [path]
+
+
+train = partial(loop.train, validate=validate, make_samples=make_samples)
 
 
 def recipe(store: Path, model: str = COMPRESSIVE, *overrides: str, steps: int = 12) -> Recipe:
@@ -87,40 +95,32 @@ tracking: {{enabled: false}}
     return parse_recipe(text, overrides)
 
 
-def assert_identical(a: Any, b: Any, where: str = "") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_identical(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (one, other) in enumerate(zip(a, b, strict=True)):
-            assert_identical(one, other, f"{where}.{index}")
-    else:
-        assert a == b, where
+def assert_identical(a: State | None, b: State | None) -> None:
+    assert a is not None
+    assert b is not None
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype, name
+        assert torch.equal(tensor, b[name]), name
 
 
 def assert_same_checkpoint(a: Path, b: Path) -> None:
     """Everything that the next step depends on is the same, bit for bit; wall clock times may differ."""
     one, other = checkpoint.load(a), checkpoint.load(b)
     assert one.manifest.step == other.manifest.step
-    assert_identical(one.weights, other.weights, "weights")
-    assert_identical(one.state, other.state, "state")
-    clocks = {"seconds"}
-    assert one.training is not None
-    assert other.training is not None
-    for key in one.training.keys() | other.training.keys() - clocks:
-        if key not in clocks:
-            assert_identical(one.training[key], other.training[key], key)
     assert one.manifest.validation_bits_per_sample == other.manifest.validation_bits_per_sample
+    assert_identical(one.weights, other.weights)
+    assert_identical(one.state, other.state)
+    for loaded in (one, other):
+        assert loaded.training is not None
+        del loaded.training["figures"]["seconds"]
+    assert_identical(one.training, other.training)
 
 
-def record(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def assert_finite(loaded: checkpoint.Checkpoint) -> None:
+    assert loaded.state is not None
+    assert all(tensor.isfinite().all() for tensor in (*loaded.weights.values(), *flatten(loaded.state).values()))
 
 
 @pytest.mark.parametrize("schedule", ["{0: 1}", "{0: 1, 4: 2}", "{0: 3}"])
@@ -134,9 +134,8 @@ def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path
     assert_same_checkpoint(whole, second)
 
     def training_lines(folder: Path) -> list[dict[str, Any]]:
-        lines = [line for line in record(folder) if line.get("training_bits_per_sample") is not None]
-        # Between a resumption and its first update no gradient's norm is known.
-        other = ("tokens_per_second", "time", "gradient_norm")
+        lines = [line for line in read_record(folder) if line.get("training_bits_per_sample") is not None]
+        other = ("tokens_per_second", "time")
         return [{key: value for key, value in line.items() if key not in other} for line in lines]
 
     assert training_lines(tmp_path / "whole") == training_lines(tmp_path / "parts")
@@ -196,16 +195,13 @@ def test_the_loop_against_a_slow_reading_of_it(
 ) -> None:
     # Adam turns rounding of a gradient near 0 into a visible step; plain descent does not.
     monkeypatch.setattr(
-        loop, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        run, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     )
     settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
     got = checkpoint.load(train(settings, tmp_path))
 
     store = TokenStore.open(store_path)
-    silence = silence_token(8)
-    streams = Streams(
-        store, "train", num_lanes=LANES, window_length=WINDOW, seed=3, reset_every_windows=5, start_token=silence
-    )
+    streams = Streams(store, "train", num_lanes=LANES, window_length=WINDOW, seed=3, reset_every_windows=5)
     torch.manual_seed(3)
     model = build_model(settings.model, 256).train()
     initial = model.initial_state(LANES)
@@ -226,7 +222,7 @@ def test_the_loop_against_a_slow_reading_of_it(
             group = [
                 (parameter, gradient)
                 for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True)
-                if (".compressions." in name) == own
+                if ("compressor" in name) == own
             ]
             norm = math.sqrt(sum(float(gradient.square().sum()) for _, gradient in group))
             rate = 1e-2 * min(1.0, (2 * update + 2) / 3)
@@ -235,17 +231,17 @@ def test_the_loop_against_a_slow_reading_of_it(
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(got.weights[name], weight, atol=1e-5, rtol=0)
     assert got.state is not None
-    assert got.state.keys() == state.keys()
+    assert flatten(got.state).keys() == flatten(state).keys()
 
 
 def test_training_lowers_the_loss_and_says_so(store_path: Path, tmp_path: Path) -> None:
     train(recipe(store_path, WAVENET, steps=60), tmp_path)
-    lines = [line for line in record(tmp_path) if line.get("training_bits_per_sample") is not None]
+    lines = [line for line in read_record(tmp_path) if line.get("training_bits_per_sample") is not None]
     assert lines[0]["training_bits_per_sample"] > lines[-1]["training_bits_per_sample"] + 0.5
     assert [line["step"] for line in lines] == list(range(4, 61, 4))
     assert lines[-1]["tokens"] == 60 * LANES * WINDOW
     assert lines[-1]["updates_not_finite"] == 0
-    assert any(line.get("validation_bits_per_sample") for line in record(tmp_path))
+    assert any(line.get("validation_bits_per_sample") for line in read_record(tmp_path))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -255,7 +251,7 @@ def test_float16_with_scaling_trains(store_path: Path, tmp_path: Path, kind: str
     assert all(tensor.isfinite().all() for tensor in loaded.weights.values())
     assert loaded.training is not None
     assert loaded.training["scaler"]["scale"] > 0
-    lines = [line for line in record(tmp_path) if line.get("training_bits_per_sample") is not None]
+    lines = [line for line in read_record(tmp_path) if line.get("training_bits_per_sample") is not None]
     assert lines[-1]["training_bits_per_sample"] < 7.8
     assert lines[-1]["updates_not_finite"] < 5
 
@@ -268,23 +264,25 @@ def test_bfloat16_trains(store_path: Path, tmp_path: Path) -> None:
 
 def poison(patch: pytest.MonkeyPatch, steps: set[int], *, state_too: bool = False) -> None:
     """Make the models' training forward pass give NaN at these calls, in lane 1 of its state too."""
-    for kind in (CompressiveTransformer, WaveNet):
+    healthy = TokenModel.forward
 
-        def forward(self: Any, tokens: Tensor, state: State, healthy: Any = kind.forward) -> ModelOutput:
-            output = healthy(self, tokens, state)
-            if not self.training:
-                return output
-            self.calls = getattr(self, "calls", -1) + 1
-            if self.calls not in steps:
-                return output
-            spoilt = dict(output.state)
-            for name, tensor in output.state.items():
-                if state_too and tensor.is_floating_point() and tensor.numel():
-                    spoilt[name] = tensor.clone()
-                    spoilt[name][1] = math.nan
-            return ModelOutput(output.logits * math.nan, spoilt, output.auxiliary_losses)
+    def spoilt(tensor: Tensor) -> Tensor:
+        if not (state_too and tensor.is_floating_point() and tensor.numel()):
+            return tensor
+        tensor = tensor.clone()
+        tensor[1] = math.nan
+        return tensor
 
-        patch.setattr(kind, "forward", forward)
+    def forward(self: Any, tokens: Tensor, state: State) -> ModelOutput:
+        output = healthy(self, tokens, state)
+        if not self.training:
+            return output
+        self.calls = getattr(self, "calls", -1) + 1
+        if self.calls not in steps:
+            return output
+        return ModelOutput(output.logits * math.nan, map_state(spoilt, output.state), output.auxiliary_losses)
+
+    patch.setattr(TokenModel, "forward", forward)
 
 
 @pytest.mark.parametrize("state_too", [False, True])
@@ -296,14 +294,12 @@ def test_nan_never_reaches_parameters_or_states(
     poison(monkeypatch, {2, 3, 6}, state_too=state_too)
     settings = recipe(store_path, MODELS[kind], f"training.precision={precision}", steps=10)
     loaded = checkpoint.load(train(settings, tmp_path))
-    assert loaded.state is not None
+    assert_finite(loaded)
     assert loaded.training is not None
-    for tensor in (*loaded.weights.values(), *loaded.state.values()):
-        assert tensor.isfinite().all()
-    assert loaded.training["not_finite"] >= 3
+    assert loaded.training["figures"]["not_finite"] >= 3
     assert all(
         value is None or math.isfinite(value)
-        for line in record(tmp_path)
+        for line in read_record(tmp_path)
         for value in line.values()
         if isinstance(value, float)
     )
@@ -312,9 +308,7 @@ def test_nan_never_reaches_parameters_or_states(
 def test_lanes_without_memory_are_reset_too(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {1}, state_too=True)
     settings = recipe(store_path, COMPRESSIVE, "model.memory_length=0", steps=4)
-    loaded = checkpoint.load(train(settings, tmp_path))
-    assert loaded.state is not None
-    assert all(tensor.isfinite().all() for tensor in (*loaded.weights.values(), *loaded.state.values()))
+    assert_finite(checkpoint.load(train(settings, tmp_path)))
 
 
 def test_a_skipped_update_leaves_the_parameters_as_they_were(
@@ -360,9 +354,8 @@ def test_a_gpu_trains_every_model_past_a_poisoned_window(
     settings = recipe(store_path, MODELS[kind], f"training.precision={precision}", steps=8)
     loaded = checkpoint.load(train(settings, tmp_path))
     assert loaded.training is not None
-    assert loaded.training["not_finite"] >= 1
-    assert loaded.state is not None
-    assert all(tensor.isfinite().all() for tensor in (*loaded.weights.values(), *loaded.state.values()))
+    assert loaded.training["figures"]["not_finite"] >= 1
+    assert_finite(loaded)
 
 
 class LateChecks(FiniteChecks):
@@ -374,21 +367,25 @@ class LateChecks(FiniteChecks):
             yield step, bool(answer)
 
 
+def begin_with_late_checks(*arguments: Any, **options: Any) -> run.Run:
+    begun = run.begin(*arguments, **options)
+    begun.checks = LateChecks()
+    return begun
+
+
 def test_late_answers_change_no_parameters(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {2, 3, 7}, state_too=True)
     settings = recipe(store_path, COMPRESSIVE, "training.checkpoint_every_windows=4", steps=10)
     at_once = checkpoint.load(train(settings, tmp_path / "at_once"))
-    monkeypatch.setattr(loop, "FiniteChecks", LateChecks)
+    monkeypatch.setattr(loop, "begin", begin_with_late_checks)
     late = checkpoint.load(train(settings, tmp_path / "late"))
     assert_identical(late.weights, at_once.weights)
-    assert late.state is not None
-    assert at_once.state is not None
     assert_identical(late.state, at_once.state)
     assert late.training is not None
-    assert late.training["not_finite"] == 3
+    assert late.training["figures"]["not_finite"] == 3
     monkeypatch.undo()
     poison(monkeypatch, {4, 5, 6})
-    monkeypatch.setattr(loop, "FiniteChecks", LateChecks)
+    monkeypatch.setattr(loop, "begin", begin_with_late_checks)
     settings = recipe(store_path, COMPRESSIVE, "training.max_not_finite=3", steps=20)
     with pytest.raises(NotFiniteError, match="3 updates in a row, last at step 6 on recordings"):
         train(settings, tmp_path / "stopped")
@@ -443,7 +440,7 @@ def test_another_store_is_refused_and_a_moved_one_is_not(
     store_path: Path, recordings_folder: Path, tmp_path: Path, tiny_run: Path
 ) -> None:
     from data_prep.folder import prepare
-    from data_prep.skeleton import PrepOptions
+    from data_prep.plan import PrepOptions
 
     prepare(recordings_folder, tmp_path / "other", options=PrepOptions(seed=5))
     with pytest.raises(InputError, match=r"is not the store that .* was trained on"):
@@ -459,40 +456,35 @@ def test_learning_one_clip_by_heart(store_path: Path, tmp_path: Path) -> None:
     assert checkpoint.read_manifest(found).store_digest == f"{digest}-clip-7200"
 
 
-def test_samples_are_made_while_training(store_path: Path, tmp_path: Path) -> None:
-    overrides = ["training.sample_every_windows=2", "sampling.seconds=0.01", "sampling.num_samples=2"]
-    train(recipe(store_path, WAVENET, *overrides, steps=3), tmp_path)
-    names = {path.name for path in (tmp_path / "samples").iterdir()}
-    for stem in ("step-00000002-00", "step-00000002-01", "step-00000003-00"):
-        assert names >= {f"{stem}.wav", f"{stem}.json", f"{stem}.png"}
-
-
-def test_bytes_are_learned_validated_and_written(
-    byte_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", ["audio", "bytes"])
+def test_a_run_validates_and_samples_through_the_front_door(
+    store_path: Path, byte_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    overrides = ["training.sample_every_windows=2", "sampling.num_bytes=30", "sampling.num_samples=2"]
+    from audio_ct import api
+
+    store, suffixes, unit = {
+        "audio": (store_path, ("wav", "json", "png"), "sample"),
+        "bytes": (byte_store_path, ("txt", "json"), "byte"),
+    }[kind]
+    overrides = ["training.sample_every_windows=2", "sampling.num_samples=2", "sampling.seconds=0.01"]
+    overrides += ["sampling.num_bytes=30", "evaluation.max_validation_tokens=1000"]
     with caplog.at_level("INFO", logger="audio_ct"):
-        train(recipe(byte_store_path, WAVENET, *overrides, steps=3), tmp_path / "run")
-    assert any(re.search(r"step 3: validation \d\.\d{4} bits per byte", message) for message in caplog.messages)
-    samples = tmp_path / "run/samples"
-    assert {path.name for path in samples.iterdir()} == {
-        f"step-{step:08d}-{i:02d}.{suffix}" for step in (2, 3) for i in (0, 1) for suffix in ("txt", "json")
+        api.train(recipe(store, WAVENET, *overrides, steps=3), tmp_path)
+    assert any(f"step 3: validation {bits:.4f} bits per {unit}" in caplog.messages for bits in validations(tmp_path))
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        f"step-{step:08d}-{i:02d}.{suffix}" for step in (2, 3) for i in (0, 1) for suffix in suffixes
     }
-    assert (samples / "step-00000003-01.txt").stat().st_size == 30
-    model = pretrained.load(tmp_path / "run")
-    assert (model.encoding, model.sample_rate_hz, model.bits, model.start_token) == ("bytes", None, 8, 0)
-    train(recipe(byte_store_path, WAVENET, *overrides, steps=6), tmp_path / "run", resume=True)
-    train(recipe(byte_store_path, WAVENET, *overrides, steps=6), tmp_path / "unbroken")
-    assert_same_checkpoint(*(tmp_path / name / "checkpoints/step-00000006" for name in ("run", "unbroken")))
+    assert pretrained.load(tmp_path).codec == TokenStore.open(store).codec
 
 
-def test_a_fresh_lane_of_bytes_begins_with_byte_0(byte_store_path: Path) -> None:
-    store = TokenStore.open(byte_store_path)
-    streams = Streams(
-        store, "train", num_lanes=2, window_length=8, seed=0, reset_every_windows=0, start_token=store.start_token
-    )
-    assert streams.window(0).inputs[0, 0] == 0
-    assert 0 not in streams.window(0).targets
+def validations(folder: Path) -> list[float]:
+    return [line["validation_bits_per_sample"] for line in read_record(folder) if "validation_bits_per_sample" in line]
+
+
+def test_a_run_over_bytes_goes_on_bit_for_bit(byte_store_path: Path, tmp_path: Path) -> None:
+    train(recipe(byte_store_path, WAVENET, steps=3), tmp_path / "run")
+    resumed = train(recipe(byte_store_path, WAVENET, steps=6), tmp_path / "run", resume=True)
+    assert_same_checkpoint(train(recipe(byte_store_path, WAVENET, steps=6), tmp_path / "whole"), resumed)
 
 
 def test_linear_prediction_is_not_for_bytes(byte_store_path: Path, tmp_path: Path) -> None:
@@ -510,7 +502,8 @@ def test_a_checkpoint_that_does_not_say_its_tokens_is_damaged(
 
     def load_changed(*arguments: Any, **options: Any) -> checkpoint.Checkpoint:
         loaded = load(*arguments, **options)
-        return replace(loaded, manifest=replace(loaded.manifest, model=loaded.manifest.model | change))
+        manifest = loaded.manifest.model_copy(update={"model": loaded.manifest.model | change})
+        return replace(loaded, manifest=manifest)
 
     monkeypatch.setattr(checkpoint, "load", load_changed)
     with pytest.raises(DamagedError, match="train the model again") as caught:
@@ -519,12 +512,11 @@ def test_a_checkpoint_that_does_not_say_its_tokens_is_damaged(
 
 
 def test_a_resumed_run_makes_its_samples_when_the_unbroken_one_does(store_path: Path, tmp_path: Path) -> None:
-    overrides = ["training.sample_every_windows=4", "training.evaluate_every_windows=4", "sampling.seconds=0.01"]
+    overrides = ["training.sample_every_windows=4", "training.evaluate_every_windows=4"]
     train(recipe(store_path, WAVENET, *overrides, steps=5), tmp_path)
     train(recipe(store_path, WAVENET, *overrides, steps=9), tmp_path, resume=True)
-    assert {path.name[:13] for path in (tmp_path / "samples").iterdir()} == {
-        f"step-{step:08d}" for step in (4, 5, 8, 9)
-    }
+    assert {path.stem for path in (tmp_path / "samples").iterdir()} == {f"step-{step}" for step in (4, 5, 8, 9)}
+    assert [line["step"] for line in read_record(tmp_path) if "validation_bits_per_sample" in line] == [4, 5, 8, 9]
 
 
 def test_after_a_signal_nothing_comes_before_the_checkpoint(
@@ -555,6 +547,39 @@ def test_compiling_is_the_recipes_choice(store_path: Path, tmp_path: Path, monke
     assert compiled == []
     train(recipe(store_path, WAVENET, "training.compile=true", steps=1), tmp_path / "compiled")
     assert len(compiled) == 1
+
+
+def test_a_checkpoint_whose_lanes_carry_something_else_is_damaged(
+    tiny_run: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path: replace(load(path), state={"transformer": {}}))
+    with pytest.raises(DamagedError, match="does not fit its own recipe"):
+        train(recipe(store_path, steps=3), tiny_run, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "num_warnings"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": False}, "bfloat16", 1),
+        ({"avx512_bf16": False, "amx_bf16": False}, "float32", 0),
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16", 0),
+        ({}, "bfloat16", 0),
+    ],
+)
+def test_bfloat16_without_its_instructions_is_warned_of(
+    store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capabilities: dict[str, bool],
+    precision: str,
+    num_warnings: int,
+) -> None:
+    monkeypatch.setattr(run, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    run.begin(recipe(store_path, WAVENET, f"training.precision={precision}"), tmp_path, resume=False)
+    assert sum("emulates" in message for message in caplog.messages) == num_warnings
 
 
 @pytest.mark.slow

@@ -6,10 +6,25 @@ from typing import Any
 import pytest
 import torch
 
-from audio_ct.models.compressive_transformer import CompressiveTransformer
-from audio_ct.models.wavenet import WaveNet
+from audio_ct.models.build import build_model
+from audio_ct.models.settings import CompressiveTransformerSettings, ModelSettings, WaveNetSettings
 from audio_ct.recipe import OptimizerRecipe
 from audio_ct.training.optimizer import clip_gradients, learning_rate, make_optimizer, update_every
+
+WAVENET = WaveNetSettings(num_stacks=1, layers_per_stack=1, residual_channels=4, skip_channels=4)
+
+
+def compressive_transformer(compressed_memory_length: int) -> CompressiveTransformerSettings:
+    return CompressiveTransformerSettings(
+        num_layers=1,
+        d_model=8,
+        num_heads=2,
+        d_ff=8,
+        segment_length=4,
+        memory_length=4,
+        compressed_memory_length=compressed_memory_length,
+        front_dilations=[1],
+    )
 
 
 def recipe(**changes: Any) -> OptimizerRecipe:
@@ -22,9 +37,8 @@ def rates(settings: OptimizerRecipe, num_steps: int) -> list[float]:
 
 @pytest.mark.parametrize("compressed_memory_length", [0, 4])
 def test_norms_stay_on_the_device(compressed_memory_length: int) -> None:
-    sizes = {"num_layers": 1, "d_model": 8, "num_heads": 1, "d_ff": 8, "segment_length": 4, "memory_length": 4}
     with torch.device("meta"):
-        model = CompressiveTransformer(vocabulary_size=4, **sizes, compressed_memory_length=compressed_memory_length)
+        model = build_model(compressive_transformer(compressed_memory_length), vocabulary_size=4)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         assert [norm.device.type for norm in clip_gradients(model, 1.0)] == ["meta", "meta"]
@@ -67,27 +81,9 @@ def test_update_every() -> None:
     assert [update_every({5: 3, 0: 2}, step) for step in (4, 5)] == [2, 3]
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        CompressiveTransformer(
-            vocabulary_size=8,
-            num_layers=1,
-            d_model=8,
-            num_heads=2,
-            d_ff=8,
-            segment_length=4,
-            memory_length=4,
-            compressed_memory_length=2,
-            compression_rate=2,
-            front_dilations=[1],
-            short_convolution_width=2,
-        ),
-        WaveNet(vocabulary_size=8, num_stacks=1, layers_per_stack=1, residual_channels=4, skip_channels=4),
-    ],
-    ids=["compressive_transformer", "wavenet"],
-)
-def test_weight_decay_falls_on_matrices_alone(model: torch.nn.Module) -> None:
+@pytest.mark.parametrize("settings", [compressive_transformer(4), WAVENET], ids=["compressive_transformer", "wavenet"])
+def test_weight_decay_falls_on_matrices_alone(settings: ModelSettings) -> None:
+    model = build_model(settings, vocabulary_size=8)
     optimizer = make_optimizer(model, recipe(weight_decay=0.1, betas=[0.8, 0.9]))
     decayed, plain = optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0)

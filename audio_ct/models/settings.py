@@ -1,0 +1,225 @@
+"""Settings of models and of their parts: the keys of a recipe's `model` section, and every rule on their values.
+
+Torch is not imported, so that a recipe is checked in no time; the parts of a model are built from these objects.
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+CompressionFunction = Literal["convolution", "mean_pooling", "max_pooling", "dilated_convolution", "most_used"]
+CompressionLoss = Literal["attention_reconstruction", "auto_encoding", "task", "none"]
+LossForm = Literal["mean_square", "norm"]
+CompressedPositions = Literal["contiguous", "own"]
+Kernel = Literal["auto", "fused", "plain"]
+Norm = Literal["pre", "post"]
+
+LEARNED_FUNCTIONS = ("convolution", "dilated_convolution")
+# WaveNet's convolutions are wider than 2 in some papers; the front's are not.
+FRONT_WIDTH = 2
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversion, never changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LinearPredictionSettings(Section):
+    """Backward-adaptive linear predictors that a model starts from."""
+
+    order: Annotated[int, Field(gt=0, le=256)] = 32
+    """Samples that a prediction is made of."""
+    windows: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1, max_length=16)] = [500, 200, 67, 25]
+    """Effective length in samples of the exponential window that each predictor is fitted to; the first predictor's
+    forecast centres the logits."""
+    frame_length: Positive = 16
+    """Samples between two fits; a stream may be cut between frames."""
+    bandwidth_expansion: Annotated[float, Field(gt=0, le=1)] = 0.985
+    """The coefficient of lag k is multiplied by its k-th power, which draws the predictor's poles in. Below 1 a model
+    that listens to itself does not follow oscillations that grow; 1 for none."""
+
+
+class CompressionSettings(Section):
+    """The compression function and the loss that teaches it."""
+
+    function: CompressionFunction = "convolution"
+    loss: CompressionLoss = "attention_reconstruction"
+    """attention_reconstruction and auto_encoding are losses of its own; task is the task's loss through the segments of
+    a training window; none teaches nothing, as functions without parameters need."""
+    loss_form: LossForm = "mean_square"
+    """mean_square, averaged over layers, is DeepMind's code; norm, summed over layers, is printed in the paper."""
+
+    @model_validator(mode="after")
+    def _loss_has_something_to_teach(self) -> "CompressionSettings":
+        if self.function not in LEARNED_FUNCTIONS and self.loss != "none":
+            raise ValueError(
+                f"model.compression.loss={self.loss!r} has nothing to teach: {self.function} has no parameters; "
+                "use none"
+            )
+        return self
+
+
+class _Input(Section):
+    """What reads tokens."""
+
+    kind: str
+    embedding: Literal["learned", "sinusoidal"] = "learned"
+    """A table, or a linear map of sines and cosines of the token's place on the mu-law scale."""
+    linear_prediction: LinearPredictionSettings | None = None
+
+    @property
+    def frame_length(self) -> int:
+        """Samples between two fits of linear prediction; 1 without it."""
+        return 1 if self.linear_prediction is None else self.linear_prediction.frame_length
+
+
+class _Output(Section):
+    """What gives tokens their probabilities."""
+
+    output: Literal["softmax", "mixture_of_logistics"] = "softmax"
+    """The size of the mixture does not grow with the number of tokens."""
+
+
+class TransformerSettings(Section):
+    """The stage that Transformer-XL and the Compressive Transformer share, second memory included."""
+
+    num_layers: Positive
+    d_model: Positive
+    num_heads: Positive
+    num_key_value_heads: Positive | None = None
+    """Heads of keys and values, each shared by as many query heads; none for one each."""
+    d_ff: Positive
+    norm: Norm = "pre"
+    """The paper has post."""
+    attention_kernel: Kernel = "auto"
+    segment_length: Positive
+    """Entries read at once; between segments only memory is carried."""
+    memory_length: NonNegative
+    """Entries in each layer."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TransformerSettings":
+        if self.d_model % self.num_heads:
+            raise ValueError(f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model}; change one")
+        if self.num_heads % (self.num_key_value_heads or self.num_heads):
+            raise ValueError(
+                f"model.num_key_value_heads={self.num_key_value_heads} must divide model.num_heads={self.num_heads}; "
+                "try 1"
+            )
+        return self
+
+    @property
+    def d_head(self) -> int:
+        """Channels of a head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def num_sinusoids(self) -> int:
+        """Sinusoids of a position: as many as a head has channels, rounded up to pairs."""
+        return self.d_head + self.d_head % 2
+
+
+class _Front(Section):
+    """Gated convolutions between the embedding and the Transformer."""
+
+    front_dilations: list[Positive] = []
+    """One gated convolution of width 2 for each; their skips go past the layers to WaveNet's head. The paper has
+    none."""
+
+
+class _SegmentsHoldFrames(_Output, TransformerSettings, _Front, _Input):
+    """A Transformer between input and output. Bases stand in reverse: fields keep the order of the parts."""
+
+    @model_validator(mode="after")
+    def _frames_divide_segment(self) -> "_SegmentsHoldFrames":
+        if self.segment_length % self.frame_length:
+            raise ValueError(
+                f"model.linear_prediction.frame_length={self.frame_length} must divide "
+                f"model.segment_length={self.segment_length}; try {math.gcd(16, self.segment_length)}"
+            )
+        return self
+
+    @property
+    def cut_length(self) -> int:
+        """A stream may be cut into windows of whole multiples of so many tokens."""
+        return self.segment_length
+
+
+class TransformerXLSettings(_SegmentsHoldFrames):
+    """Transformer-XL: the Compressive Transformer with an empty second memory."""
+
+    kind: Literal["transformer_xl"] = "transformer_xl"
+
+    compressed_memory_length: ClassVar[int] = 0
+    compression_rate: ClassVar[int] = 1
+    compression: ClassVar[CompressionSettings] = CompressionSettings()
+    compressed_positions: ClassVar[CompressedPositions] = "contiguous"
+
+
+class CompressiveTransformerSettings(_SegmentsHoldFrames):
+    """The Compressive Transformer."""
+
+    kind: Literal["compressive_transformer"] = "compressive_transformer"
+    compressed_memory_length: NonNegative
+    """Compressed entries in each layer; 0 is Transformer-XL."""
+    compression_rate: Positive = 4
+    """Entries that become one; the newest of a segment are dropped where it does not divide it."""
+    compression: CompressionSettings = CompressionSettings()
+    compressed_positions: CompressedPositions = "contiguous"
+    """contiguous numbers compressed entries as if each were one sample, as the paper does; own gives them a projection
+    and a bias of their own, as DeepMind's code does."""
+
+    @model_validator(mode="after")
+    def _compression_leaves_something(self) -> "CompressiveTransformerSettings":
+        if self.compressed_memory_length and self.compression_rate > self.segment_length:
+            raise ValueError(
+                f"model.compression_rate={self.compression_rate} leaves nothing of "
+                f"model.segment_length={self.segment_length}; lower the rate"
+            )
+        by_use = self.compressed_memory_length and self.compression.function == "most_used"
+        if by_use and self.memory_length < self.segment_length:
+            raise ValueError(
+                f"model.memory_length={self.memory_length} must be at least model.segment_length="
+                f"{self.segment_length} for compression by use, which is counted in memory; raise it"
+            )
+        return self
+
+
+class WaveNetSettings(_Output, _Input):
+    """WaveNet."""
+
+    kind: Literal["wavenet"] = "wavenet"
+    num_stacks: Positive
+    """Cycles of dilations."""
+    layers_per_stack: Annotated[int, Field(gt=0, le=20)]
+    """Layers in a cycle, of dilations 1, 2, 4, ..."""
+    residual_channels: Positive
+    """Channels of the residual stream and of the gates."""
+    skip_channels: Positive
+    width: Annotated[int, Field(ge=2)] = 2
+    """Taps of each convolution."""
+
+    @property
+    def dilations(self) -> list[int]:
+        """One for each layer."""
+        return [2**power for _ in range(self.num_stacks) for power in range(self.layers_per_stack)]
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that a prediction depends on through the convolutions; linear prediction sees all of the past."""
+        return 1 + (self.width - 1) * sum(self.dilations)
+
+    @property
+    def cut_length(self) -> int:
+        """A stream may be cut anywhere, with linear prediction between its frames."""
+        return self.frame_length
+
+
+ModelSettings = Annotated[
+    Union[CompressiveTransformerSettings, TransformerXLSettings, WaveNetSettings], Field(discriminator="kind")
+]
