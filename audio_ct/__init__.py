@@ -11,21 +11,16 @@ From a token store, as `audio-ct prep demo --out stores/demo` makes one, to new 
     >>> [waveform] = audio_ct.sample(model, seconds=0.1)
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from audio_ct.api import (
-        TokenStore,
-        bits_per_sample,
-        build_model,
-        compare,
-        continue_waveform,
-        evaluate,
-        load,
-        load_recipe,
-        sample,
-        train,
-    )
+    from audio_ct.api import bits_per_sample, build_model, continue_waveform, sample, train
+    from audio_ct.evaluation.comparison import compare
+    from audio_ct.evaluation.likelihood import evaluate
+    from audio_ct.pretrained import load
+    from audio_ct.recipe import load_recipe
+    from audio_ct.tokens.store import TokenStore
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,14 +36,20 @@ __all__ = [
     "train",
 ]
 
+_HOMES = {
+    "TokenStore": "tokens.store",
+    "compare": "evaluation.comparison",
+    "evaluate": "evaluation.likelihood",
+    "load": "pretrained",
+    "load_recipe": "recipe",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use: torch takes seconds to import."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from audio_ct import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module(f"audio_ct.{_HOMES.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

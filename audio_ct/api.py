@@ -1,9 +1,11 @@
-"""The functions that `import audio_ct` offers. Their examples are run by tests/test_front_door.py."""
+"""Functions of `import audio_ct` that put several rooms to work; other names come straight from their own modules.
+
+Examples in docstrings are run by tests/test_front_door.py.
+"""
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from audio_ct import pretrained
-from audio_ct import recipe as recipes
 from audio_ct.errors import InputError
+from audio_ct.evaluation.likelihood import validate
 from audio_ct.models import build
 from audio_ct.models.token_model import TokenModel
 from audio_ct.pretrained import Pretrained, choose_device
@@ -21,62 +22,12 @@ from audio_ct.recipe import Recipe
 from audio_ct.sampling.compiled import can_compile, compiling_pays
 from audio_ct.sampling.engine import EngineOptions, generate
 from audio_ct.sampling.filters import Filters
+from audio_ct.sampling.writing import samples_of_run
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.codec import MuLawCodec
-from audio_ct.tokens.store import TokenStore
-
-__all__ = [
-    "TokenStore",
-    "bits_per_sample",
-    "build_model",
-    "compare",
-    "continue_waveform",
-    "evaluate",
-    "load",
-    "load_recipe",
-    "sample",
-    "train",
-]
+from audio_ct.training import loop
 
 WINDOW_LENGTH = 4096
-
-
-def load(path: str | Path, device: torch.device | str | None = None) -> Pretrained:
-    """Load the model of a checkpoint, or of a run's best checkpoint.
-
-    Args:
-        path: folder of the checkpoint or of the run.
-        device: place of the model; by default a GPU where there is one.
-
-    Raises:
-        MissingError: if there is no checkpoint.
-        DamagedError: if the checkpoint is not what was written.
-
-    Example:
-        >>> model = audio_ct.load("runs/wavenet")
-        >>> model.codec.sample_rate_hz
-        24000
-    """
-    return pretrained.load(Path(path), device or choose_device())
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, the whole description of a run, and check it.
-
-    Args:
-        path: a YAML file.
-        overrides: "section.key=value" texts; a value is read as YAML.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: for every fault of the recipe at once, a line each.
-
-    Example:
-        >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
-        >>> recipe.optimizer.learning_rate
-        0.001
-    """
-    return recipes.load_recipe(Path(path), overrides)
 
 
 def build_model(recipe: Recipe, vocabulary_size: int | None = None) -> TokenModel:
@@ -122,10 +73,6 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         >>> audio_ct.train(recipe, "runs/faster")
         PosixPath('runs/faster/checkpoints/step-...')
     """
-    from audio_ct.evaluation.likelihood import validate
-    from audio_ct.sampling.writing import samples_of_run
-    from audio_ct.training import loop
-
     if recipe.training.sample_every_windows and recipe.sampling.compiled and not can_compile(choose_device()):
         raise InputError("sampling.compiled=True: there is no compiler here; install g++, or set it to false.")
     return loop.train(recipe, Path(run_folder), resume=resume, validate=validate, make_samples=samples_of_run)
@@ -243,114 +190,6 @@ def bits_per_sample(model: Pretrained, waveform: np.ndarray, sample_rate_hz: int
         nats += float(network.head.nats(output.logits, window[1][None]).double().sum())
         state = output.state
     return nats / math.log(2) / len(tokens)
-
-
-def evaluate(
-    model: Pretrained,
-    *,
-    split: str = "test",
-    max_tokens: int | None = None,
-    cold_start_samples: int = 1024,
-    store: str | Path | None = None,
-    memory: Literal["float32", "bfloat16"] = "float32",
-    at_bits: int | None = None,
-) -> dict[str, Any]:
-    """Measure bits per sample on a split of the corpus that a model was trained on.
-
-    Args:
-        model: a loaded model.
-        split: "train", "validation" or "test".
-        max_tokens: score whole recordings, spread over the split, until they hold so many samples; by default all.
-        cold_start_samples: first samples of each recording, scored apart.
-        store: the token store, where it is no longer where the recipe says.
-        memory: type of what the model keeps of the past.
-        at_bits: score the tokens' codes at so many bits instead, to compare with models of coarser tokens.
-
-    Returns:
-        Bits per sample with a 95 % interval over recordings, and the counts and speed behind them.
-
-    Raises:
-        InputError: if the store is another, has no such split, or nothing of it is scored.
-
-    Example:
-        >>> model = audio_ct.load("runs/wavenet")
-        >>> figures = audio_ct.evaluate(model, split="test", cold_start_samples=256)
-        >>> 0 < figures["bits_per_sample"] < 9
-        True
-    """
-    from audio_ct.evaluation import likelihood
-
-    _, measured = likelihood.evaluate(
-        model,
-        split=split,
-        max_tokens=max_tokens,
-        cold_start_samples=cold_start_samples,
-        store=None if store is None else Path(store),
-        memory=getattr(torch, memory),
-        at_bits=at_bits,
-    )
-    return likelihood.summary(measured, split)
-
-
-def compare(
-    checkpoints: Sequence[str | Path],
-    out: str | Path,
-    *,
-    split: str = "test",
-    max_tokens: int | None = None,
-    cold_start_samples: int = 1024,
-    num_waveforms: int = 4,
-    seconds: float = 1.0,
-    seed: int = 0,
-    store: str | Path | None = None,
-    title: str = "Comparison of models of raw speech",
-    report: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Put models side by side on one page, to read and to hear.
-
-    Args:
-        checkpoints: checkpoints or run folders, of models trained on one store.
-        out: gets index.html, comparison.json and samples/.
-        split: scored split of the corpus.
-        max_tokens: score whole recordings, spread over the split, until they hold so many samples; by default all.
-        cold_start_samples: first samples of each recording, scored apart.
-        num_waveforms: waveforms of each model.
-        seconds: length of each.
-        seed: of the first waveform and of the bootstrap.
-        store: the token store, where it is no longer where the recipes say.
-        title: of the page.
-        report: called with a line for each thing done.
-
-    Returns:
-        The page, index.html.
-
-    Raises:
-        InputError: if a value is out of range, models were trained on different corpora or on bytes, or `out` cannot be
-            written.
-
-    Example:
-        >>> runs = ["runs/wavenet", "runs/faster"]
-        >>> audio_ct.compare(runs, "comparison", cold_start_samples=256, num_waveforms=1, seconds=0.1)
-        PosixPath('comparison/index.html')
-    """
-    if num_waveforms < 1:
-        raise InputError(f"num={num_waveforms} must be at least 1.")
-    if not 0 < seconds < math.inf:
-        raise InputError(f"seconds={seconds} must be above 0.")
-    from audio_ct.evaluation import comparison
-
-    options = comparison.ComparisonOptions(
-        split=split,
-        max_tokens=max_tokens,
-        cold_start_samples=cold_start_samples,
-        num_waveforms=num_waveforms,
-        seconds=seconds,
-        seed=seed,
-        store=None if store is None else Path(store),
-        title=title,
-    )
-    paths = [Path(path) for path in checkpoints]
-    return comparison.compare(paths, Path(out), options, device=choose_device(), report=report)
 
 
 def _generated(

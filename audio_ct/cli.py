@@ -172,13 +172,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --run-dir.")] = False,
 ) -> None:
     """Train the model of a recipe. After SIGINT or SIGTERM a checkpoint is written; exit status 130."""
-    from audio_ct.recipe import load_recipe
+    import audio_ct
 
-    checked = load_recipe(recipe, settings or [])
-    # Torch is imported only after the recipe has been found right.
-    from audio_ct import api
-
-    print(f"checkpoint: {api.train(checked, run_dir, resume=resume)}")
+    # Torch is imported only once the recipe has been found right.
+    checked = audio_ct.load_recipe(recipe, settings or [])
+    print(f"checkpoint: {audio_ct.train(checked, run_dir, resume=resume)}")
 
 
 @app.command()
@@ -204,7 +202,7 @@ def sample(
 
     One seed and the same options give the same file, byte for byte (Ogg: but for a number).
     """
-    from audio_ct import api
+    import audio_ct
     from audio_ct.progress import Progress
     from audio_ct.sampling.compiled import compiling_pays
     from audio_ct.sampling.engine import EngineOptions
@@ -214,7 +212,7 @@ def sample(
     if prompt is None and prompt_seconds is not None:
         raise InputError(f"prompt-seconds={prompt_seconds} is about --prompt, which is not given; name a prompt.")
     filters = Filters(temperature, top_k, top_p)
-    model = api.load(checkpoint)
+    model = audio_ct.load(checkpoint)
     length = model.codec.num_tokens(seconds=seconds, num_bytes=num_bytes)
     tokens = None if prompt is None else model.codec.read_prompt(prompt, max_seconds=prompt_seconds)
     if compiled is None:
@@ -257,24 +255,28 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure bits per sample, or per byte, of a checkpoint: as it is, or with other memories."""
-    from audio_ct import api
+    import torch
+
+    import audio_ct
+    from audio_ct.evaluation.likelihood import summary
     from audio_ct.pretrained import with_memory_lengths
     from audio_ct.sampling.weights import with_weights
 
     model = with_memory_lengths(
-        api.load(checkpoint), memory_length=memory_length, compressed_memory_length=compressed_memory_length
+        audio_ct.load(checkpoint), memory_length=memory_length, compressed_memory_length=compressed_memory_length
     )
     if weights != "float32":
         model = replace(model, model=with_weights(model.model, weights))
-    figures = api.evaluate(
+    result = audio_ct.evaluate(
         model,
         split=split,
         max_tokens=max_tokens,
         cold_start_samples=cold_start_samples,
         store=store,
-        memory=memory,
+        memory=getattr(torch, memory),
         at_bits=at_bits,
     )
+    figures = summary(result, split)
     unit, (low, high) = model.codec.unit, figures["interval"]
     if as_json:
         finite = [end if math.isfinite(end) else None for end in (low, high)]
@@ -301,17 +303,17 @@ def inspect(
 
     Writes inspection.json, inspection.md and pictures.
     """
-    from audio_ct import api
+    import audio_ct
     from audio_ct.evaluation import inspection
 
     report = inspection.inspect(
-        api.load(checkpoint),
+        audio_ct.load(checkpoint),
         out,
         split=split,
         max_tokens=max_tokens,
         cold_start_samples=cold_start_samples,
         store=store,
-        against=None if against is None else api.load(against),
+        against=None if against is None else audio_ct.load(against),
         report=print,
     )
     print(f"report: {report}   tables: {out / 'inspection.md'}   pictures: {out / '*.png'}")
@@ -331,9 +333,9 @@ def compare(
     title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
 ) -> None:
     """Put checkpoints side by side on one page, to read and to hear."""
-    from audio_ct import api
+    import audio_ct
 
-    page = api.compare(
+    page = audio_ct.compare(
         checkpoints,
         out,
         split=split,

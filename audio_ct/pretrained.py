@@ -35,7 +35,7 @@ class Pretrained:
     manifest: Manifest
     codec: Codec
 
-    def open_store(self, store: Path | None = None) -> TokenStore:
+    def open_store(self, store: Path | str | None = None) -> TokenStore:
         """Open the corpus that the model was trained on.
 
         Args:
@@ -58,16 +58,21 @@ class Pretrained:
         return "/".join(self.path.parts[-3:])
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Pretrained:
+def load(path: Path | str, device: torch.device | str | None = None) -> Pretrained:
     """Load the model of a checkpoint, or of a run's best checkpoint.
 
     Args:
         path: a checkpoint's folder or a run's folder.
-        device: where the model shall be.
+        device: place of the model; by default a GPU where there is one.
 
     Raises:
         MissingError: if there is no checkpoint.
         DamagedError: if the checkpoint is not what was written.
+
+    Example:
+        >>> model = audio_ct.load("runs/wavenet")
+        >>> model.codec.sample_rate_hz
+        24000
     """
     folder = checkpoint.find(Path(path), "best")
     loaded = checkpoint.load(folder, with_training=False)
@@ -82,7 +87,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Pretrained:
             f"{folder}: weights are not those of its recipe's model ({fault}); it was written by version "
             f"{loaded.manifest.version}, commit {loaded.manifest.commit or 'unknown'}: use that, or train again."
         ) from error
-    return Pretrained(folder, model.to(device).eval(), recipe, loaded.manifest, codec)
+    return Pretrained(folder, model.to(device or choose_device()).eval(), recipe, loaded.manifest, codec)
 
 
 def with_memory_lengths(

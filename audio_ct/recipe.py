@@ -177,7 +177,7 @@ class Recipe(Section):
         return strict_yaml.dump(self.model_dump())
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe in a file, with overrides.
 
     Args:
@@ -187,8 +187,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         MissingError: if there is no such file.
         InputError: naming every fault of the recipe at once, a line each.
+
+    Example:
+        >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
+        >>> recipe.optimizer.learning_rate
+        0.001
     """
-    return parse_recipe(read_recipe(path), overrides, name=str(path))
+    return parse_recipe(read_recipe(Path(path)), overrides, name=str(path))
 
 
 def read_recipe(path: Path) -> str:

@@ -62,7 +62,6 @@ def test_importing_takes_no_torch_and_offers_ten_names() -> None:
     code = "import sys, audio_ct\nprint(len(audio_ct.__all__), 'torch' in sys.modules, 'pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["10", "False", "False"]
-    assert audio_ct.__all__ == api.__all__
     with pytest.raises(AttributeError, match="no attribute 'fly'"):
         audio_ct.fly  # noqa: B018
 
@@ -76,12 +75,12 @@ def test_every_name_is_documented_with_an_example_that_runs(house: Path, name: s
 
 
 def test_bits_of_waveforms_are_those_that_evaluation_finds(model: Pretrained) -> None:
-    figures = audio_ct.evaluate(model, cold_start_samples=0)
+    found = audio_ct.evaluate(model, cold_start_samples=0)
     store = model.open_store()
     waveforms = [store.codec.decode(store.tokens("test", recording)) for recording in store.recordings("test")]
     bits = [len(waveform) * audio_ct.bits_per_sample(model, waveform, 24_000) for waveform in waveforms]  # type: ignore[arg-type]
-    assert figures["tokens"] == sum(map(len, waveforms))
-    assert sum(bits) / figures["tokens"] == pytest.approx(figures["bits_per_sample"], rel=1e-5)
+    assert found.tokens.sum() == sum(map(len, waveforms))
+    assert sum(bits) / found.tokens.sum() == pytest.approx(found.bits_per_sample, rel=1e-5)
 
 
 def test_samples_and_continuations_are_the_engines(model: Pretrained) -> None:

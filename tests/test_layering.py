@@ -30,9 +30,7 @@ ROOMS = (
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 # Beyond the floors: what a room must do without, although it lies below.
 APART = {"models": {"audio", "tokens"}, "training": {"sampling", "evaluation"}, "sampling": {"training"}}
-ARCHITECTURES = {
-    f"audio_ct.models.{name}" for name in ("compressive_transformer", "gated_convolutions", "memory_cell")
-}
+ARCHITECTURES = {f"audio_ct.models.{name}" for name in ("compressive_transformer", "gated_convolutions", "memory_cell")}
 MAXIMUM_LINES = 400
 # What reading `train` means: the files of the training loop and of all that it imports.
 CLOSURE_OF_TRAINING_FILES = 32
@@ -98,9 +96,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
-    top = ast.Module(
-        [node for node in TREES["audio_ct.cli"].body if isinstance(node, ast.Import | ast.ImportFrom)], []
-    )
+    top = ast.Module([node for node in TREES["audio_ct.cli"].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert {each for each in imports(top) if within(each, "audio_ct") and not within(each, "audio_ct.errors")} == set()
     assert not any(within(each, heavy) for each in imports(top) for heavy in ("data_prep", "torch", "numpy", "librosa"))
 
@@ -124,7 +120,7 @@ def test_a_person_can_hold_it_in_mind() -> None:
 
 
 DANGEROUS = {
-    "torch.load": {"audio_ct/checkpoint.py"},
+    "torch.load": set(),
     "yaml.load": {"audio_ct/strict_yaml.py"},
     "yaml.unsafe_load": set(),
     "yaml.full_load": set(),

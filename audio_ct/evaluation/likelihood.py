@@ -244,30 +244,33 @@ def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, 
 def evaluate(
     model: Pretrained,
     *,
-    split: str,
-    max_tokens: int | None,
-    cold_start_samples: int,
-    store: Path | None = None,
+    split: str = "test",
+    max_tokens: int | None = None,
+    cold_start_samples: int = 1024,
+    store: Path | str | None = None,
     memory: torch.dtype = torch.float32,
     at_bits: int | None = None,
-) -> tuple[TokenStore, Likelihood]:
+) -> Likelihood:
     """Score a trained model on a split of its corpus.
 
     Args:
         model: the model.
-        split: of the corpus that it was trained on.
-        max_tokens: whole recordings, spread over the split, until they hold so many samples; None for all.
+        split: "train", "validation" or "test".
+        max_tokens: whole recordings, spread over the split, until they hold so many samples; by default all.
         cold_start_samples: first samples of each recording, scored apart.
         store: the token store, where it is no longer where the recipe says.
         memory: type of the states.
         at_bits: score the mu-law codes of so few bits that hold the tokens, so that models of finer and of coarser
             tokens can be compared; the model reads tokens as fine as ever.
 
-    Returns:
-        The opened store and the likelihood.
-
     Raises:
-        InputError: if the store is not the one the model was trained on, or has no finer mu-law tokens.
+        InputError: if the store is not the one the model was trained on, has no such split or no finer mu-law tokens,
+            or nothing is scored.
+
+    Example:
+        >>> model = audio_ct.load("runs/wavenet")
+        >>> 0 < audio_ct.evaluate(model, split="test", cold_start_samples=256).bits_per_sample < 9
+        True
     """
     opened, codec = model.open_store(store), model.codec
     if at_bits is not None and (codec.encoding != "mu-law" or not 1 <= at_bits <= codec.bits):
@@ -275,7 +278,7 @@ def evaluate(
             f"at-bits={at_bits} must be from 1 to {codec.bits}, the bits of mu-law tokens; {model.label} is a model "
             f"of {codec.encoding} tokens; leave it out."
         )
-    return opened, likelihood(
+    return likelihood(
         model.model,
         opened,
         split,

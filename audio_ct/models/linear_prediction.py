@@ -170,7 +170,7 @@ class Prediction:
 
     tokens: Tensor
     expected_error: Tensor
-    by_distance: nn.Linear | None
+    by_distance: nn.Module | None
 
     def centred_logits(self, hidden: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time vocabulary"]:
         """Logits of tokens by their distance from the rounded forecast, laid out by token.

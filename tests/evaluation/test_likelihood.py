@@ -162,7 +162,7 @@ def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
 def test_validation_in_training_is_the_evaluation_of_that_split(trained: Callable[..., Path]) -> None:
     loaded = load(trained("net"))
     found = validate(loaded.recipe, loaded.model, loaded.open_store())
-    _, expected = evaluate(loaded, split="validation", max_tokens=1000, cold_start_samples=1024)
+    expected = evaluate(loaded, split="validation", max_tokens=1000, cold_start_samples=1024)
     assert found["validation_bits_per_sample"] == pytest.approx(expected.bits_per_sample)
     assert found["validation_bits_per_sample"] == pytest.approx(loaded.manifest.metrics["validation_bits_per_sample"])
     assert found["validation_cold_start_bits_per_sample"] == pytest.approx(expected.cold_start_bits_per_sample)
