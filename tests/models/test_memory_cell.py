@@ -11,7 +11,7 @@ from torch import Tensor
 from audio_ct.errors import InputError
 from audio_ct.models.compressive_transformer import CompressiveLayer
 from audio_ct.models.memory_cell import CompressiveMemory, cut_unroll
-from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.models.settings import CompressionSettings, CompressiveTransformerSettings
 from audio_ct.models.stage import State, flatten, map_state
 from benchmarks import recall
 
@@ -294,7 +294,7 @@ def test_only_compressed_memory_recalls_over_a_delay_that_memory_does_not_span()
     rates = {}
     for kind, asked in delays.items():
         torch.manual_seed(0)
-        model = recall.make_model(kind, task, sizes)
+        model = recall.make_model(kind, task, sizes, CompressionSettings())
         recall.learn(model, training, device, seed=0)
         assert recall.span(model.memory) == {"compressed": 22, "plain": 6}[kind]
         rates[kind] = {delay: recall.success_rate(model, delay, 256, device, seed=1) for delay in asked}
