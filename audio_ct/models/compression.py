@@ -1,6 +1,5 @@
 """Compression functions of the paper, and the losses that teach them."""
 
-from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -15,66 +14,47 @@ from audio_ct.models.settings import CompressionSettings, LossForm
 DILATIONS = (1, 2, 4)
 
 
-class Compression(nn.Module, ABC):
-    """A function from entries that leave a memory to one for each `rate` of them.
+def spans(old_mem: Float[Tensor, "batch entries d_model"], rate: int) -> Float[Tensor, "batch spans rate d_model"]:
+    """Cut entries that left a memory, oldest first, into spans of `rate`.
 
     Where the rate does not divide their number, the newest of them, the remainder, are dropped, as in DeepMind's code
     (a convolution that is not padded).
 
-    Example: rate 3 on entries 1 to 8 keeps something of [1 2 3] and of [4 5 6], and nothing of 7 and 8.
-
-    Source: Rae et al. 2019, section 3.2.
+    Example: rate 3 on entries 1 to 8 gives [1 2 3] and [4 5 6], and nothing of 7 and 8.
     """
-
-    def __init__(self, rate: int) -> None:
-        super().__init__()
-        self.rate = rate
-
-    @abstractmethod
-    def forward(
-        self, old_mem: Float[Tensor, "batch entries d_model"], usage: Float[Tensor, "batch entries"] | None = None
-    ) -> Float[Tensor, "batch compressed d_model"]:
-        """Compress to floor(entries / rate) entries, in order.
-
-        Args:
-            old_mem: what left the memory, oldest first.
-            usage: attention that each entry received on average while it was in memory; only most-used reads it.
-        """
-
-    def spans(self, old_mem: Float[Tensor, "batch entries d_model"]) -> Float[Tensor, "batch compressed rate d_model"]:
-        """The entries in spans of `rate`, without the remainder."""
-        whole = old_mem.shape[1] // self.rate * self.rate
-        return rearrange(old_mem[:, :whole], "b (s r) d -> b s r d", r=self.rate)
+    whole = old_mem.shape[1] // rate * rate
+    return rearrange(old_mem[:, :whole], "b (s r) d -> b s r d", r=rate)
 
 
-class ConvolutionCompression(Compression):
+class ConvolutionCompression(nn.Module):
     """A convolution over time whose kernel and stride are the rate: a linear map of `rate` entries side by side.
 
     It has no bias (DeepMind's code), so that empty memory stays empty.
     """
 
     def __init__(self, d_model: int, rate: int) -> None:
-        super().__init__(rate)
+        super().__init__()
+        self.rate = rate
         self.project = nn.Linear(rate * d_model, d_model, bias=False)
 
-    def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
-        """See the base class."""
-        return self.project(self.spans(old_mem).flatten(2))
+    def forward(self, old_mem: Float[Tensor, "batch entries d_model"]) -> Float[Tensor, "batch spans d_model"]:
+        """Compress every span."""
+        return self.project(spans(old_mem, self.rate).flatten(2))
 
 
-class DilatedConvolutionCompression(Compression):
+class DilatedConvolutionCompression(nn.Module):
     """Convolutions of width 2 and dilations 1, 2, 4, ReLU after each, then the strided convolution.
 
     They look back over 7 older entries; what lies before the first is zero.
     """
 
     def __init__(self, d_model: int, rate: int) -> None:
-        super().__init__(rate)
+        super().__init__()
         self.layers = nn.ModuleList(nn.Linear(2 * d_model, d_model, bias=False) for _ in DILATIONS)
         self.strided = ConvolutionCompression(d_model, rate)
 
-    def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
-        """See the base class."""
+    def forward(self, old_mem: Float[Tensor, "batch entries d_model"]) -> Float[Tensor, "batch spans d_model"]:
+        """Compress every span."""
         h = old_mem
         for dilation, layer in zip(DILATIONS, self.layers, strict=True):
             delayed = F.pad(h, (0, 0, dilation, 0))[:, : h.shape[1]]
@@ -82,33 +62,42 @@ class DilatedConvolutionCompression(Compression):
         return self.strided(h)
 
 
-class PoolingCompression(Compression):
+class PoolingCompression(nn.Module):
     """The mean or the maximum of every span, channel by channel."""
 
     def __init__(self, rate: int, *, by: Literal["mean", "max"]) -> None:
-        super().__init__(rate)
+        super().__init__()
+        self.rate = rate
         self.by = by
 
-    def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
-        """See the base class."""
-        return reduce(self.spans(old_mem), "b s r d -> b s d", self.by)
+    def forward(self, old_mem: Float[Tensor, "batch entries d_model"]) -> Float[Tensor, "batch spans d_model"]:
+        """Compress every span."""
+        return reduce(spans(old_mem, self.rate), "b s r d -> b s d", self.by)
 
 
-class MostUsedCompression(Compression):
+class MostUsedCompression(nn.Module):
     """The entries that received the most attention while they were in memory, as they are, in their order.
 
     Example: rate 2, usage [.1 .4 .3 .2] keeps the second and the third of four entries.
     """
 
-    def forward(self, old_mem: Tensor, usage: Tensor | None = None) -> Tensor:
-        """See the base class."""
-        assert usage is not None
+    def __init__(self, rate: int) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(
+        self, old_mem: Float[Tensor, "batch entries d_model"], usage: Float[Tensor, "batch entries"]
+    ) -> Float[Tensor, "batch kept d_model"]:
+        """Keep entries by the attention that they received on average while they were in memory."""
         kept = usage.topk(old_mem.shape[1] // self.rate, dim=1).indices.sort(dim=1).values
         return old_mem.gather(1, kept[..., None].expand(-1, -1, old_mem.shape[2]))
 
 
-def make_compression(settings: CompressionSettings, *, d_model: int, rate: int) -> Compression:
-    """Make a fresh compression function."""
+def make_compression(settings: CompressionSettings, *, d_model: int, rate: int) -> nn.Module:
+    """Make a fresh compression function, from entries that left memory to one for each `rate` of them.
+
+    Source: Rae et al. 2019, section 3.2.
+    """
     match settings.function:
         case "convolution":
             return ConvolutionCompression(d_model, rate)
@@ -159,8 +148,8 @@ class Compressor(nn.Module):
     def forward(
         self, old_mem: Float[Tensor, "batch entries d_model"], usage: Float[Tensor, "batch entries"] | None
     ) -> Float[Tensor, "batch compressed d_model"]:
-        """Compress what left memory, oldest first; see `Compression`."""
-        return self.function(old_mem, usage)
+        """Compress what left memory, oldest first; `usage` is read where the function counts it."""
+        return self.function(old_mem, usage) if self.counts_usage else self.function(old_mem)
 
     def loss(
         self,

@@ -1,0 +1,125 @@
+"""States as data, and a stage at a lower rate than the samples, of which the Compressive Transformer knows nothing."""
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.gated_convolutions import GatedConvolutions
+from audio_ct.models.heads import SkipBody, SoftmaxHead
+from audio_ct.models.settings import CompressiveTransformerSettings
+from audio_ct.models.stage import Stage, StageOutput, State, flatten, map_state, select_lanes, unflatten
+from audio_ct.models.token_model import TokenModel
+
+CHANNELS, FRAME, SEGMENT = 8, 3, 4
+LENGTH = 4 * FRAME * SEGMENT
+
+
+class Frames(Stage):
+    """Frames of samples through another stage, and back to the samples of the next frame.
+
+    samples   | 0 1 2 | 3 4 5 | 6 ...
+    inner     |   a   |   b   |
+    added     |       | a a a | b ...
+    """
+
+    def __init__(self, inner: Stage) -> None:
+        super().__init__()
+        self.inner = inner
+        self.segment_length, self.period = FRAME * inner.segment_length, FRAME
+        self.down, self.up = nn.Linear(FRAME * CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+
+    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        last = torch.zeros(batch_size, 1, CHANNELS, device=device, dtype=dtype)
+        return {"inner": self.inner.initial_state(batch_size, device, dtype), "last": last}
+
+    def forward(self, h: Tensor, state: State) -> StageOutput:
+        output = self.inner(self.down(rearrange(h, "b (f s) d -> b f (s d)", s=FRAME)), state["inner"])
+        before = torch.cat([state["last"], output.h[:, :-1]], dim=1)
+        h = h + self.up(before).repeat_interleave(FRAME, dim=1)
+        return StageOutput(h, h, {"inner": output.state, "last": output.h[:, -1:]}, output.auxiliary_losses)
+
+    def open_cache(self, state: State, num_samples: int) -> State:
+        frame = torch.zeros(len(state["last"]), FRAME, CHANNELS, dtype=state["last"].dtype)
+        inner = self.inner.open_cache(state["inner"], num_samples // FRAME)
+        return {"inner": inner, "last": state["last"].clone(), "frame": frame}
+
+    def read(self, h: Tensor, caches: State, slot: Tensor) -> tuple[Tensor, Tensor]:
+        caches["frame"].index_copy_(1, slot % FRAME, h)
+        h = h + self.up(caches["last"])
+        return h, h
+
+    def advance(self, caches: State, offset: int) -> None:
+        frame, slot = self.down(caches["frame"].flatten(1))[:, None], torch.tensor([offset // FRAME - 1])
+        caches["last"].copy_(self.inner.read(frame, caches["inner"], slot)[0])
+
+    def close_cache(self, state: State, caches: State) -> State:
+        self.advance(caches, self.segment_length)
+        inner = self.inner.close_cache(state["inner"], caches["inner"])
+        return {"inner": inner, "last": caches["last"].clone()}
+
+
+@pytest.fixture
+def model() -> TokenModel:
+    torch.manual_seed(0)
+    settings = CompressiveTransformerSettings(
+        num_layers=2, d_model=CHANNELS, num_heads=2, d_ff=8, segment_length=SEGMENT, memory_length=SEGMENT,
+        compressed_memory_length=2, compression_rate=2,
+    )  # fmt: skip
+    stages = {
+        "frames": Frames(CompressiveTransformer(settings)),
+        "convolutions": GatedConvolutions(CHANNELS, skip_channels=CHANNELS, width=2, dilations=[1, 2]),
+    }
+    head = SoftmaxHead(SkipBody(CHANNELS), CHANNELS, vocabulary_size=9)
+    return TokenModel(9, embedding=nn.Embedding(9, CHANNELS), stages=stages, head=head).double().eval()
+
+
+def stream() -> Tensor:
+    return torch.randint(9, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_a_stage_at_a_lower_rate_is_cut_and_stepped_like_any_other(model: TokenModel) -> None:
+    assert (model.segment_length, model.period) == (FRAME * SEGMENT, FRAME)
+    initial = model.initial_state(2, dtype=torch.float64)
+    whole = model(stream(), initial)
+    state, logits = initial, []
+    for window in stream().split(FRAME * SEGMENT, dim=1):
+        output = model(window, state)
+        logits.append(output.logits)
+        state = output.state
+    torch.testing.assert_close(torch.cat(logits, dim=1), whole.logits, atol=1e-10, rtol=0)
+    state, logits = initial, []
+    for t in range(LENGTH):
+        row, state = model.step(stream()[:, t], state)
+        logits.append(row)
+    torch.testing.assert_close(torch.stack(logits, dim=1), whole.logits, atol=1e-10, rtol=0)
+    map_state(lambda a, b: torch.testing.assert_close(a, b, atol=1e-10, rtol=0) or a, state, whole.state)
+
+
+@torch.no_grad()
+def test_a_frame_is_heard_from_the_next_frame_on(model: TokenModel) -> None:
+    initial = model.initial_state(2, dtype=torch.float64)
+    logits = model(stream(), initial).logits
+    for s in (0, 4, 5, 20):
+        changed = stream()
+        changed[0, s] = (changed[0, s] + 1) % 9
+        moved = (model(changed, initial).logits - logits).abs().amax(-1) > 0
+        assert not moved[0, :s].any()
+        assert not moved[1].any()
+        assert moved[0, s]
+        # The convolutions see 3 samples back; further on it is heard by its frame.
+        next_frame = (s // FRAME + 1) * FRAME
+        assert moved[0, max(s + 4, next_frame) : next_frame + FRAME * SEGMENT - FRAME].all()
+
+
+def test_states_are_flattened_and_chosen_by_lane() -> None:
+    state = {"a": {"0": torch.zeros(2, 3), "1": {"deep": torch.ones(2)}}, "b": torch.arange(2)}
+    flat = flatten(state)
+    assert list(flat) == ["a.0", "a.1.deep", "b"]
+    assert flatten(unflatten(flat)) == flat
+    other = map_state(lambda tensor: tensor + 10, state)
+    chosen = flatten(select_lanes(torch.tensor([True, False]), other, state))
+    assert chosen["b"].tolist() == [10, 1]
+    assert chosen["a.1.deep"].tolist() == [11, 1]
