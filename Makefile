@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 
 # Everything but what needs a GPU or takes minutes: under 10 minutes on 2 cores.
 test: $(INSTALLED)
-	$(BIN)/pytest -m 'not gpu and not slow' -n 2
+	$(BIN)/pytest -m 'not gpu and not slow' -n 2 --dist loadgroup
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m 'slow and not gpu'

@@ -13,14 +13,15 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from audio_ct.device import choose_device
 from audio_ct.errors import InputError
 from audio_ct.evaluation.likelihood import validate
 from audio_ct.models import build
 from audio_ct.models.token_model import TokenModel
-from audio_ct.pretrained import Pretrained, choose_device
+from audio_ct.pretrained import Pretrained
 from audio_ct.recipe import Recipe
 from audio_ct.sampling.compiled import can_compile, compiling_pays
-from audio_ct.sampling.engine import EngineOptions, generate
+from audio_ct.sampling.engine import EngineOptions, Sampler
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import samples_of_run
 from audio_ct.tokens.clip import open_corpus
@@ -196,16 +197,10 @@ def _generated(
     model: Pretrained, num: int, num_tokens: int, seed: int, prompt: Tensor | None, filters: Filters
 ) -> list[Any]:
     """Generate and decode in memory."""
-    blocks = generate(
-        model.model,
-        num_waveforms=num,
-        num_samples=num_tokens,
-        start_token=model.codec.start_token,
-        seed=seed,
-        prompt=prompt,
-        filters=filters,
-        options=EngineOptions(compiled=compiling_pays(model.model, num_tokens)),
-    )
+    options = EngineOptions(compiled=compiling_pays(model.model, num_tokens))
+    sampler = Sampler(model.model, num_waveforms=num, filters=filters, options=options)
+    start_token = model.codec.start_token
+    blocks = sampler.generate(num_samples=num_tokens, start_token=start_token, seed=seed, prompt=prompt)
     return [model.codec.decode(tokens) for tokens in torch.cat(list(blocks), dim=1)]
 
 

@@ -14,6 +14,7 @@ pickle, so reading one runs no code and takes no more memory than its files have
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -23,29 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audio_ct.durable import install, open_regular, sha256_of
-from audio_ct.errors import AudioCTError, DamagedError, InputError, MissingError
+from audio_ct.errors import AudioCTError, DamagedError, MissingError
 from audio_ct.models.stage import State, flatten, unflatten
 
 FORMAT = "audio-ct checkpoint"
 FORMAT_VERSION = 2
-MODEL_FILE, STATE_FILE, TRAINING_FILE, RECIPE_FILE = (
-    "model.safetensors",
-    "state.safetensors",
-    "training.safetensors",
-    "recipe.yaml",
-)
+MODEL_FILE, STATE_FILE, TRAINING_FILE = "model.safetensors", "state.safetensors", "training.safetensors"
+RECIPE_FILE, MANIFEST_FILE = "recipe.yaml", "manifest.json"
 FILES = (MODEL_FILE, STATE_FILE, TRAINING_FILE, RECIPE_FILE)
-MANIFEST_FILE = "manifest.json"
-SAMPLING_FILES = (MODEL_FILE, RECIPE_FILE)
 KEPT_NEWEST = 2
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_SAFETENSORS_HEADER_BYTES = 16 << 20
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})(\.replaced)?")
 _TEMPORARY_FOLDER = re.compile(r"step-\d{8,}\.tmp-.+")
@@ -110,7 +104,7 @@ def save(
     recipe: str,
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint of `step`, verify what was written, then prune older ones.
+    """Write the checkpoint of a step, verify it, prune older ones, and return its folder.
 
     Kept are this one, the newest KEPT_NEWEST and the best by validation_bits_per_sample. Folders which this version
     cannot read are never removed. A process killed at any moment leaves every earlier checkpoint as it was.
@@ -119,18 +113,14 @@ def save(
         folder: the run's checkpoints folder; made where it is missing.
         step: windows trained so far.
         weights: the model's tensors by name.
-        state: what the lanes carry.
-        training: what resuming needs besides, as nested dictionaries of tensors too; empty ones are lost.
+        state: of the lanes.
+        training: all else that resuming needs, in nested dictionaries of tensors too; empty ones are lost.
         recipe: the resolved recipe as YAML.
-        manifest: tokens, metrics, model, store_digest, commit, version, as in `Manifest`.
-
-    Returns:
-        The checkpoint's folder.
+        manifest: the other fields of `Manifest`, without `files`.
 
     Raises:
-        InputError: a value cannot be stored.
-        AudioCTError: the disk is full, read-only or broken; what was whole stays whole.
-        DamagedError: what was read back is not what was written; nothing is pruned.
+        AudioCTError: the disk is full, read-only or broken; all that was whole stays whole.
+        DamagedError: the content read back is not that written; nothing is pruned.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
@@ -144,7 +134,7 @@ def save(
             save_file(_storable(flatten(training)), temporary / TRAINING_FILE)
             (temporary / RECIPE_FILE).write_bytes(recipe.encode())
             records = {name: _record(temporary / name) for name in FILES}
-            (temporary / MANIFEST_FILE).write_bytes(_manifest_bytes(_manifest(step, manifest, records)))
+            (temporary / MANIFEST_FILE).write_bytes(_manifest_bytes(Manifest(step=step, files=records, **manifest)))
             # `find` knows the name that a folder in the way has in between, so a kill there loses nothing.
             install(temporary, target)
         except BaseException:
@@ -185,10 +175,10 @@ def read_manifest(path: Path, verify: bool = True, files: tuple[str, ...] = FILE
 
 
 def load(path: Path, *, with_training: bool = True) -> Checkpoint:
-    """Read a checkpoint into CPU memory, after checking every file that is read.
+    """Read a checkpoint's folder into CPU memory, after checking every file that is read.
 
     Args:
-        path: the checkpoint's folder, as `find` returns it.
+        path: as `find` returns it.
         with_training: also read the lanes' state and the training state. Sampling and evaluation leave them out, and
             need neither file to be there.
 
@@ -196,7 +186,7 @@ def load(path: Path, *, with_training: bool = True) -> Checkpoint:
         MissingError: there is no such folder.
         DamagedError: a file is missing, changed, of another format, or not safe to read.
     """
-    manifest = read_manifest(path, files=FILES if with_training else SAMPLING_FILES)
+    manifest = read_manifest(path, files=FILES if with_training else (MODEL_FILE, RECIPE_FILE))
     with _disk_errors(path, "reading the checkpoint"):
         return Checkpoint(
             path=path,
@@ -227,41 +217,37 @@ def find(path: Path, which: Literal["newest", "best"] = "newest") -> Path:
     manifests = _readable(folder, "passed over a checkpoint", verify=True)
     if not manifests:
         raise MissingError(f"{path}: no whole checkpoint there; give a run's folder that has one, or train first")
-    return _newest_first(manifests)[0] if which == "newest" else _best(manifests)
+    return next(iter(manifests)) if which == "newest" else _best(manifests)
 
 
 def _readable(folder: Path, otherwise: str, *, verify: bool) -> dict[Path, Manifest]:
-    """The manifests of a run's checkpoints; for each that cannot be read, a warning of what is done instead."""
+    """The manifests of a run's checkpoints, newest first; where one cannot be read, warn of what is done `otherwise`.
+
+    A checkpoint that was being replaced counts only where its successor is missing.
+    """
     manifests = {}
-    for candidate in _step_folders(folder):
+    with _disk_errors(folder, "listing checkpoints"):
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for candidate in entries:
+        successor = candidate.with_name(candidate.name.removesuffix(".replaced"))
+        if not _STEP_FOLDER.fullmatch(candidate.name) or (successor != candidate and successor in entries):
+            continue
         try:
             manifests[candidate] = read_manifest(candidate, verify=verify)
         except AudioCTError as error:
             logger.warning("%s: %s", otherwise, error)
-    return manifests
-
-
-def _newest_first(manifests: Mapping[Path, Manifest]) -> list[Path]:
-    return sorted(manifests, key=lambda candidate: -manifests[candidate].step)
+    return dict(sorted(manifests.items(), key=lambda found: -found[1].step))
 
 
 def _best(manifests: Mapping[Path, Manifest]) -> Path:
-    bits = {candidate: manifest.validation_bits_per_sample for candidate, manifest in manifests.items()}
-    measured = {candidate: float("inf") if value is None else value for candidate, value in bits.items()}
-    return min(_newest_first(manifests), key=measured.__getitem__)
-
-
-def _step_folders(folder: Path) -> list[Path]:
-    """List the checkpoint folders, whole or not; one being replaced counts only where its successor is missing."""
-    if not folder.is_dir():
-        return []
-    with _disk_errors(folder, "listing checkpoints"):
-        names = {entry.name for entry in folder.iterdir() if _STEP_FOLDER.fullmatch(entry.name)}
-    return [folder / name for name in sorted(names) if name.removesuffix(".replaced") not in names - {name}]
+    """The first of those with the fewest bits; one that was not measured has infinitely many."""
+    measured = {candidate: manifest.validation_bits_per_sample for candidate, manifest in manifests.items()}
+    bits = {candidate: math.inf if value is None else value for candidate, value in measured.items()}
+    return min(bits, key=bits.__getitem__)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left: temporary folders, and replaced ones whose successor is there."""
+    """Remove leftovers of killed processes: temporary folders, and replaced ones whose successor is there."""
     for entry in list(folder.iterdir()):
         successor = entry.with_name(entry.name.removesuffix(".replaced"))
         if _TEMPORARY_FOLDER.fullmatch(entry.name) or (
@@ -271,9 +257,9 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _prune(folder: Path, saved: Path) -> None:
-    # What cannot be read may be of a newer version, or all that is left of something.
+    # A folder that cannot be read may be of a newer version, or all that is left of a run.
     manifests = _readable(folder, "left a checkpoint in place", verify=False)
-    kept = {saved, _best(manifests), *_newest_first(manifests)[:KEPT_NEWEST]}
+    kept = {saved, _best(manifests), *list(manifests)[:KEPT_NEWEST]}
     try:
         for candidate in manifests.keys() - kept:
             # Renamed first, so that a kill halfway leaves a temporary folder and not half a checkpoint.
@@ -288,7 +274,7 @@ def _prune(folder: Path, saved: Path) -> None:
 
 @contextmanager
 def _disk_errors(path: Path, action: str) -> Iterator[None]:
-    """Turn what the system and the file libraries raise into one line with the path and the remedy."""
+    """Turn errors of the system and of safetensors into one line with the path and the remedy."""
     try:
         yield
     except AudioCTError:
@@ -304,17 +290,8 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
-def _manifest(step: int, given: Mapping[str, Any], records: dict[str, FileRecord]) -> Manifest:
-    try:
-        return Manifest(step=step, files=records, **given)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(map(str, fault["loc"]))
-        raise InputError(f"manifest {name}={fault['input']!r} cannot be stored: {fault['msg']}") from error
-
-
 def _manifest_bytes(manifest: Manifest) -> bytes:
-    """Write a manifest in the one spelling it has on disk, its own SHA-256 included, so that any changed bit shows."""
+    """The only spelling that a manifest has on disk, its own SHA-256 included, so that any changed bit shows."""
     fields = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest.model_dump()}
     body = json.dumps(fields, sort_keys=True, allow_nan=False)
     fields["sha256"] = hashlib.sha256(body.encode()).hexdigest()
@@ -369,10 +346,6 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    with open_regular(path, whole="checkpoint") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-    if header_bytes > MAX_SAFETENSORS_HEADER_BYTES:
-        raise DamagedError(f"{path}: a header of {header_bytes} bytes, the limit is {MAX_SAFETENSORS_HEADER_BYTES}")
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

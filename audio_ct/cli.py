@@ -7,13 +7,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from audio_ct.errors import AudioCTError, InputError, MissingError
+from audio_ct.errors import AudioCTError, InputError
 
 app = typer.Typer(
     help="Model raw speech sample by sample: prepare recordings, train, sample, compare.",
@@ -80,13 +79,8 @@ def _options(
     """
 
 
-def _prepare(context: typer.Context, source: Path | None, out: Path) -> None:
-    """Prepare the corpus that the command is named after; its other options are those of `PrepOptions`, by name."""
-    corpus = context.info_name
-    found = {point.name: point for point in entry_points(group="audio_ct.corpora")}
-    if corpus not in found:
-        raise MissingError(f"corpus {corpus!r} is not installed; install audio-ct as a package (pip install).")
-    prepare: Callable[..., dict[str, Any]] = found[corpus].load()
+def _prepare(context: typer.Context, prepare: Callable[..., dict[str, Any]], source: Path | None, out: Path) -> None:
+    """Prepare a corpus; the command's other options are those of `PrepOptions`, by name."""
     from data_prep.plan import PrepOptions
 
     options = {name: value for name, value in context.params.items() if name not in ("source", "out")}
@@ -112,7 +106,9 @@ def prep_folder(
     overwrite: Overwrite = False,
 ) -> None:
     """Prepare any folder of recordings; the folder above a recording names its speaker."""
-    _prepare(context, source, out)
+    from data_prep.folder import prepare
+
+    _prepare(context, prepare, source, out)
 
 
 @prep.command("demo")
@@ -124,7 +120,9 @@ def prep_demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Prepare a few minutes of synthetic speech of several voices, made on this machine."""
-    _prepare(context, None, out)
+    from data_prep.demo import prepare
+
+    _prepare(context, prepare, None, out)
 
 
 @prep.command("bytes")
@@ -138,7 +136,9 @@ def prep_bytes(
     overwrite: Overwrite = False,
 ) -> None:
     """Prepare the bytes of a file, such as enwik8: the first are for training, the last for the test."""
-    _prepare(context, source, out)
+    from data_prep.bytes import prepare
+
+    _prepare(context, prepare, source, out)
 
 
 @app.command()

@@ -6,7 +6,19 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from audio_ct.errors import DamagedError
+from audio_ct.errors import DamagedError, InputError
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder for results where it is missing.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={str(out)!r} cannot be made: {error.strerror}; choose a writable place.") from error
 
 
 def synchronise(path: Path) -> None:
@@ -45,9 +57,6 @@ def install(temporary: Path, target: Path, *, replaced: Path | None = None) -> N
         temporary: The folder, on the file system of the target.
         target: Its place.
         replaced: Where a folder that stands there goes; by default the target's name with ".replaced" behind it.
-
-    Raises:
-        OSError: If it cannot be written or renamed.
     """
     for file in sorted(temporary.iterdir()):
         synchronise(file)
@@ -65,9 +74,6 @@ def open_regular(path: Path, *, whole: str, remedy: str | None = None) -> Buffer
         path: The file.
         whole: A word for what it is a part of, such as "checkpoint".
         remedy: What a user can do; by default, use another whole.
-
-    Returns:
-        The open file.
 
     Raises:
         DamagedError: If it is missing, a link, or not a regular file.
@@ -88,14 +94,7 @@ def open_regular(path: Path, *, whole: str, remedy: str | None = None) -> Buffer
 
 
 def sha256_of(file: Path | BufferedReader) -> str:
-    """Hash a file from where it is read to its end.
-
-    Args:
-        file: A path, or a file open for reading.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
+    """SHA-256 in hexadecimal of a file, from its beginning or from where an open one is read."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return sha256_of(opened)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from audio_ct import checkpoint
 from audio_ct.checkpoint import Manifest
+from audio_ct.device import choose_device
 from audio_ct.errors import DamagedError, InputError
 from audio_ct.models.build import build_model
 from audio_ct.models.token_model import TokenModel
@@ -36,10 +36,7 @@ class Pretrained:
     codec: Codec
 
     def open_store(self, store: Path | str | None = None) -> TokenStore:
-        """Open the corpus that the model was trained on.
-
-        Args:
-            store: where it is, if no longer where the recipe says.
+        """Open the corpus that the model was trained on; `store` is its place, if no longer the recipe's.
 
         Raises:
             InputError: if it is another.
@@ -99,15 +96,13 @@ def with_memory_lengths(
         InputError: if the model has no such memory, or the length does not fit.
     """
     settings = pretrained.recipe.model
-    changes: dict[str, Any] = {}
-    for name, length in (("memory_length", memory_length), ("compressed_memory_length", compressed_memory_length)):
-        if length is None:
-            continue
+    lengths = {"memory_length": memory_length, "compressed_memory_length": compressed_memory_length}
+    changes = {name: length for name, length in lengths.items() if length is not None}
+    for name in changes:
         if name not in type(settings).model_fields:
             raise InputError(f"model.kind={settings.kind!r} has no {name}; leave it as it is.")
         if not getattr(settings, name):
             raise InputError(f"model.{name}=0 was none in training; leave it as it is.")
-        changes[name] = length
     if not changes:
         return pretrained
     # Values of a recipe are checked when it is read, not when it is copied.
@@ -120,13 +115,7 @@ def with_memory_lengths(
     return replace(pretrained, model=model.to(device).eval(), recipe=recipe)
 
 
-def choose_device() -> torch.device:
-    """Choose the GPU where there is one, the CPU otherwise."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _codec(folder: Path, manifest: Manifest) -> Codec:
-    """The codec that a manifest names."""
     encoding, bits, rate = (manifest.model.get(key) for key in ("encoding", "bits", "sample_rate_hz"))
     try:
         if encoding not in ("mu-law", "bytes") or not isinstance(bits, int) or not isinstance(rate, int | None):

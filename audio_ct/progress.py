@@ -46,12 +46,7 @@ class Progress:
         self._bar.stop()
 
     def update(self, done: int, status: str | None = None) -> None:
-        """Move the bar.
-
-        Args:
-            done: Units done by now.
-            status: Newest figures, shown beside the bar from now on; None keeps those there.
-        """
+        """Move the bar to the units done by now; newest figures, where given, replace those beside it."""
         if status is not None:
             self._status = f"· {status}"
         self._bar.update(self._task, completed=done, status=self._status)

@@ -33,9 +33,9 @@ class OptimizerRecipe(Section):
     warmup_steps: NonNegative = 0
     """Windows over which the learning rate rises linearly."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the learning rate falls from the end of the warm-up to the end of the run."""
+    """Fall of the learning rate from the end of the warm-up to the end of the run."""
     final_fraction: Fraction = 0.0
-    """Where a decay ends, as a fraction of learning_rate."""
+    """End of a decay, as a fraction of learning_rate."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     """Decay of the gradient's running mean and of its square's."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -43,7 +43,7 @@ class OptimizerRecipe(Section):
 
 
 class TrainingRecipe(Section):
-    """How the model meets the corpus. A step is one window of every lane."""
+    """The course of training. A step is one window of every lane."""
 
     batch_size: Positive
     """Lanes: streams that are read side by side."""
@@ -105,7 +105,7 @@ class TrainingRecipe(Section):
 
 
 class EvaluationRecipe(Section):
-    """How validation and test bits are measured."""
+    """The measurement of validation and test bits."""
 
     batch_size: Positive = 8
     """Recordings read side by side. Does not change the result."""
@@ -133,7 +133,7 @@ class SamplingRecipe(Section):
 
 
 class TrackingRecipe(Section):
-    """Where mlflow keeps the run; the local record metrics.jsonl is always written."""
+    """The run in mlflow; the local record metrics.jsonl is always written."""
 
     enabled: bool = True
     """Off, mlflow is not even imported."""
@@ -197,12 +197,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_recipe(path: Path) -> str:
-    """Read a recipe file's text, unchecked.
-
-    Raises:
-        MissingError: if there is no such file.
-        InputError: if it is too large to be a recipe, or no text.
-    """
+    """Read a recipe file's text, unchecked; raise MissingError where it is missing, InputError where it is no text."""
     if not path.is_file():
         raise MissingError(f"recipe {str(path)!r} is not a file; the shipped ones are under recipes/.")
     if path.stat().st_size > MAX_RECIPE_BYTES:

@@ -27,36 +27,32 @@ class Record:
         resume_step: the step of the checkpoint that training goes on from (0: from the start again): lines past it are
             cut. None for a new run.
 
-    Attributes:
-        path: the record's file.
-
     Raises:
         InputError: the folder already has a record and resume_step is None.
         AudioCTError: the record cannot be opened for writing.
     """
 
     def __init__(self, run_folder: Path, *, resume_step: int | None = None) -> None:
-        self.path = run_folder / METRICS_FILE
+        self._path = run_folder / METRICS_FILE
         try:
             run_folder.mkdir(parents=True, exist_ok=True)
             if resume_step is not None:
-                kept = [line for line, values in _whole_lines(self.path) if values["step"] <= resume_step]
-                write_whole(self.path, b"".join(kept))
-            elif self.path.exists() and self.path.stat().st_size > 0:
-                raise InputError(f"{self.path} already exists; resume that run or choose another folder")
-            self._file = self.path.open("ab", buffering=0)
+                kept = [line for line, values in _whole_lines(self._path) if values["step"] <= resume_step]
+                write_whole(self._path, b"".join(kept))
+            elif self._path.exists() and self._path.stat().st_size > 0:
+                raise InputError(f"{self._path} already exists; resume that run or choose another folder")
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
-            raise AudioCTError(f"{self.path}: opening the record failed: {error.strerror}; check the folder") from error
+            raise AudioCTError(
+                f"{self._path}: opening the record failed: {error.strerror}; check the folder"
+            ) from error
         self._unwritten = b""
         self._has_warned = False
 
     def append(self, metrics: Mapping[str, float | None], *, step: int, tokens: int) -> None:
         """Add a line; a value that is None or not finite becomes null there. A full disk is one warning.
 
-        Args:
-            metrics: values by name; units in the names.
-            step: windows trained so far; never lower than in the line before.
-            tokens: training tokens so far.
+        `step` counts windows trained so far, and is never lower than in the line before.
         """
         values = {
             name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
@@ -66,7 +62,7 @@ class Record:
         self._write()
 
     def close(self) -> None:
-        """Write what found no space until now, and close the file; again does nothing."""
+        """Write the lines that found no space until now, and close the file; again does nothing."""
         if not self._file.closed:
             self._write()
             self._file.close()
@@ -80,11 +76,11 @@ class Record:
             reason = error.strerror or str(error)
         if self._unwritten and not self._has_warned:
             self._has_warned = True
-            logger.warning("%s: writing the record failed: %s; training goes on, make space there", self.path, reason)
+            logger.warning("%s: writing the record failed: %s; training goes on, make space there", self._path, reason)
 
 
 def read_record(run_folder: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a run's record: step, tokens, time and what was measured; none where there is no record.
+    """Read the whole lines of a run's record: step, tokens, time and measured values; none where there is no record.
 
     A validation has a line of its own.
     """
@@ -92,10 +88,7 @@ def read_record(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def learning_curve(path: Path) -> list[dict[str, float | None]]:
-    """Read a run's bits per sample over training.
-
-    Args:
-        path: the run's folder, or one of its checkpoints, whose whole run is read.
+    """Read a run's bits per sample over training; `path` is the run's folder, or one of its checkpoints.
 
     Returns:
         Points {"tokens", "training_bits", "validation_bits"} in the order of training, of which one of the bits may be

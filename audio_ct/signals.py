@@ -14,11 +14,7 @@ logger = logging.getLogger("audio_ct")
 
 @dataclass
 class Stop:
-    """Requests to stop.
-
-    Attributes:
-        asked: How many there were.
-    """
+    """The number of requests to stop."""
 
     asked: int = 0
 
@@ -30,9 +26,6 @@ def stop_on_signals(message: str, *, after_first: Literal["count", "restore"] = 
     Args:
         message: Logged as a warning at each counted signal.
         after_first: "count" also counts the signals that follow; "restore" gives them their usual effect back.
-
-    Yields:
-        The count.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -19,19 +19,14 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read(text: str, *, name: str, may_be_empty: bool = False) -> dict[str, Any]:
-    """Read the keys and values of a YAML text.
-
-    Args:
-        text: YAML without aliases, tags, keys that stand twice and more than MAX_DEPTH levels; 3e-4 is a number.
-        name: the text's name in an error.
-        may_be_empty: read a text of comments alone as no keys.
+    """Read the keys and values of a YAML text, which `name` names in an error; `may_be_empty` allows comments alone.
 
     Raises:
-        InputError: if the text is something else.
+        InputError: if the text is not YAML, or has aliases, tags, a key twice or more than MAX_DEPTH levels.
     """
     try:
         values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter
-    # What looks like a date or a number but is none raises a plain ValueError.
+    # Text that looks like a date or a number but is none raises a plain ValueError.
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{name}: not plain YAML: {' '.join(str(error).split())}") from error
     if values is None and may_be_empty:
@@ -72,15 +67,11 @@ def dump(values: dict[str, Any]) -> str:
 
 
 def validate(schema: type[Schema], values: dict[str, Any], *, name: str) -> Schema:
-    """Build a schema's object from values.
-
-    Args:
-        schema: a model; unions of models in it are told apart by a key `kind`.
-        values: as from `read`.
-        name: begins each line of an error.
+    """Build a schema's object from values; unions of models in the schema are told apart by a key `kind`.
 
     Raises:
-        InputError: naming every fault at once, a line each: key, value, rule and, for an unknown key, the nearest one.
+        InputError: naming every fault at once, a line each: `name`, key, value, rule and, for an unknown key, the
+            nearest known key.
     """
     try:
         return schema.model_validate(values)
@@ -95,11 +86,7 @@ def kinds_of(schema: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
     # A section that may be left out is a union of it and None.
     options = get_args(annotation) or (annotation,)
     sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-    return {_kind(section): section for section in sections}
-
-
-def _kind(section: type[BaseModel]) -> str:
-    return str(get_args(section.model_fields["kind"].annotation)[0]) if "kind" in section.model_fields else ""
+    return {getattr(section.model_fields.get("kind"), "default", ""): section for section in sections}
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -144,7 +131,7 @@ for _class in (_StrictLoader, _StrictDumper):
 
 
 def _describe(schema: type[BaseModel], fault: Any) -> str:
-    """One fault as name, value, rule and, where a key is unknown, the nearest right one."""
+    """The key, value and rule of a fault, and for an unknown key the nearest known one."""
     path, sections = _follow(schema, fault["loc"])
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":

@@ -63,7 +63,7 @@ def of_torch(backend: SDPBackend, causality: Causality, q: Tensor, k: Tensor, v:
 
 
 def flex(num_queries: int, num_keys: int, device: str) -> Attention:
-    """Return attention by FlexAttention, compiled."""
+    """Attention by FlexAttention, compiled."""
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key <= query + num_keys - num_queries
@@ -86,7 +86,7 @@ def measure_kernels(
     batch_size: int,
     repeats: int,
 ) -> Row:
-    """Return the time of every kernel in every precision, and the fastest kernel of each precision."""
+    """Measure the time of every kernel in every precision, and name the fastest kernel of each precision."""
     past = model.memory_length + model.compressed_memory_length
     num_queries, num_keys = model.segment_length, past + model.segment_length
     d_head = model.d_head

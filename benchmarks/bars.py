@@ -60,7 +60,7 @@ BARS = GPU_BARS | CPU_BARS
 
 
 def judge(key: str, value: float | None, note: str | None = None) -> dict[str, Any]:
-    """Return one entry of a result's `bars`: key, name, value, comparison, bar, met, and a note where there is one.
+    """Make an entry of a result's `bars`: key, name, value, comparison, bar, met, and a note where there is one.
 
     Args:
         key: one of `BARS`.
@@ -81,7 +81,7 @@ def judge(key: str, value: float | None, note: str | None = None) -> dict[str, A
 
 
 def ratio(key: str, ours: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], measure: str) -> dict[str, Any]:
-    """Return the bar's entry for the best of our rows over the best of the others', by the column `measure`.
+    """Judge the best of our rows over the best of the others', by the column `measure`.
 
     A note names the best of ours and has its ratio to each of the others.
     """

@@ -51,7 +51,7 @@ from benchmarks.measure import Row
 from benchmarks.prep import make_recordings
 from benchmarks.train import changed, plain_recipe
 from data_prep.folder import prepare
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 OURS, PUBLIC, THAWED = "ours", peers.COMPRESSIVE_TRANSFORMER, f"{peers.COMPRESSIVE_TRANSFORMER}, thawed"
 MODELS = (OURS, PUBLIC, THAWED)
@@ -85,36 +85,36 @@ class Learner(ABC):
     """
 
     def __init__(self, recipe: Recipe, vocabulary_size: int, device: torch.device) -> None:
-        self.network: Any = self.build(recipe.model, vocabulary_size).to(device)
+        self.network: Any = self._build(recipe.model, vocabulary_size).to(device)
         self.bits: list[float] = []
         self.seconds = 0.0
         self._recipe, self._device = recipe, device
         self._optimizer = make_optimizer(self.network, recipe.optimizer)
         # The package takes weights out of `requires_grad` later: parameters to be clipped are listed before.
-        apart = {id(parameter) for parameter in self.compression_parameters()}
+        apart = {id(parameter) for parameter in self._compression_parameters()}
         self._task_parameters = [each for each in self.network.parameters() if id(each) not in apart]
         self._weights_then: list[Tensor] = []
-        self.begin(recipe.training.batch_size)
+        self._begin(recipe.training.batch_size)
 
     @abstractmethod
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the model, freshly initialised."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
+        """Build the model, freshly initialised."""
 
     @abstractmethod
-    def begin(self, num_lanes: int) -> None:
+    def _begin(self, num_lanes: int) -> None:
         """Empty the memories."""
 
     @abstractmethod
-    def read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
+    def _read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
         """Read a window of every lane and return logits and, in training, the loss of the compression."""
 
     @abstractmethod
-    def key_value_weights(self) -> list[Tensor]:
-        """Return the weights of every layer's keys and values."""
+    def _key_value_weights(self) -> list[Tensor]:
+        """The weights of every layer's keys and values."""
 
     @abstractmethod
-    def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that learn from the loss of the compression alone."""
+    def _compression_parameters(self) -> list[nn.Parameter]:
+        """The parameters that learn from the loss of the compression alone."""
 
     def train(self, window: Window, step: int) -> None:
         """Train on one window of every lane."""
@@ -123,11 +123,11 @@ class Learner(ABC):
         measure.synchronise(self._device)
         began = time.perf_counter()
         self.network.train()
-        logits, auxiliary_loss = self.read(inputs)
+        logits, auxiliary_loss = self._read(inputs)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         (loss + auxiliary_loss).backward()
         nn.utils.clip_grad_norm_(self._task_parameters, training.gradient_clip_norm)
-        nn.utils.clip_grad_norm_(self.compression_parameters(), training.gradient_clip_norm)
+        nn.utils.clip_grad_norm_(self._compression_parameters(), training.gradient_clip_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._recipe.optimizer, step, training.num_steps)
         self._optimizer.step()
@@ -135,26 +135,26 @@ class Learner(ABC):
         self.bits.append(float(loss.detach()) / math.log(2))
         self.seconds += time.perf_counter() - began
         if step == first_compression(self._recipe.model):
-            self._weights_then = [weight.detach().clone() for weight in self.key_value_weights()]
+            self._weights_then = [weight.detach().clone() for weight in self._key_value_weights()]
 
     def key_value_change(self) -> float:
-        """Return the change of the key and value weights since the first compression's update.
+        """The change of the key and value weights since the first compression's update.
 
         The norm of the difference over the norm of the weights then, all layers together.
         """
-        pairs = list(zip(self.key_value_weights(), self._weights_then, strict=True))
+        pairs = list(zip(self._key_value_weights(), self._weights_then, strict=True))
         moved = sum(float((now.detach() - then).square().sum()) for now, then in pairs)
         return math.sqrt(moved / sum(float(then.square().sum()) for _, then in pairs))
 
     @torch.no_grad()
     def validate(self, streams: Streams, num_windows: int) -> tuple[float, float]:
-        """Return bits per sample from empty memories on: (once they are full, before that)."""
+        """Measure bits per sample from empty memories on: (once they are full, before that)."""
         self.network.eval()
-        self.begin(VALIDATION_LANES)
+        self._begin(VALIDATION_LANES)
         bits = []
         for step in range(num_windows):
             window = streams.window(step)
-            logits, _ = self.read(window.inputs.to(self._device))
+            logits, _ = self._read(window.inputs.to(self._device))
             loss = F.cross_entropy(logits.flatten(0, 1), window.targets.to(self._device).flatten())
             bits.append(float(loss) / math.log(2))
         cold = peers.segments_to_fill(self._recipe.model)
@@ -164,62 +164,52 @@ class Learner(ABC):
 class Ours(Learner):
     """Our Compressive Transformer."""
 
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the model, freshly initialised."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
         return build_model(model, vocabulary_size)
 
-    def begin(self, num_lanes: int) -> None:
-        """Empty the memories."""
+    def _begin(self, num_lanes: int) -> None:
         self._state = self.network.initial_state(num_lanes, self._device)
 
-    def read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Read a window of every lane and return logits and, in training, the loss of the compression."""
+    def _read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
         output = self.network(inputs, self._state)
         self._state = output.state
         return output.logits, sum(output.auxiliary_losses.values())
 
-    def key_value_weights(self) -> list[Tensor]:
-        """Return the weights of every layer's keys and values."""
+    def _key_value_weights(self) -> list[Tensor]:
         layers = [module for module in self.network.modules() if isinstance(module, CompressiveLayer)]
         return [layer.attention.key_value.weight for layer in layers]
 
-    def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that learn from the loss of the compression alone."""
+    def _compression_parameters(self) -> list[nn.Parameter]:
         return self.network.auxiliary_parameters()
 
 
 class Public(Learner):
     """The public package's network, which is given the memories that it returned."""
 
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the model, freshly initialised."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
         return peers.compressive_transformer(model, vocabulary_size).net  # type: ignore[return-value]
 
-    def begin(self, num_lanes: int) -> None:
-        """Empty the memories: the package makes them when it gets none."""
+    def _begin(self, num_lanes: int) -> None:
+        # The package makes memories when it gets none.
         self._memories: Any = None
 
-    def read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Read a window of every lane and return logits and, in training, the loss of the compression."""
+    def _read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
         logits, self._memories, auxiliary_loss = self.network(inputs, memories=self._memories)
         return logits, auxiliary_loss.sum()
 
-    def key_value_weights(self) -> list[Tensor]:
-        """Return the weights of every layer's keys and values."""
+    def _key_value_weights(self) -> list[Tensor]:
         return [layer.fn.fn.to_kv.weight for layer in self.network.attn_layers]
 
-    def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that learn from the loss of the compression alone."""
+    def _compression_parameters(self) -> list[nn.Parameter]:
         return [each for layer in self.network.attn_layers for each in layer.fn.fn.compress_mem_fn.parameters()]
 
 
 class Thawed(Public):
     """The same, its key and value weights set to learn again before every backward pass."""
 
-    def read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Read a window of every lane and return logits and, in training, the loss of the compression."""
-        result = super().read(inputs)
-        for weight in self.key_value_weights():
+    def _read(self, inputs: Tensor) -> tuple[Tensor, Tensor | float]:
+        result = super()._read(inputs)
+        for weight in self._key_value_weights():
             weight.requires_grad_(True)
         return result
 
@@ -228,7 +218,7 @@ LEARNERS: dict[str, type[Learner]] = {OURS: Ours, PUBLIC: Public, THAWED: Thawed
 
 
 def first_compression(model: CompressiveTransformerSettings) -> int:
-    """Return the window, counted from 0, in which something leaves memory for the first time."""
+    """The window, counted from 0, in which something leaves memory for the first time."""
     return model.memory_length // model.segment_length
 
 

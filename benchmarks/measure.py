@@ -22,9 +22,8 @@ import psutil
 import torch
 
 from audio_ct import __version__
-from audio_ct.pretrained import choose_device
+from audio_ct.device import choose_device, emulates_bfloat16
 from audio_ct.provenance import commit
-from audio_ct.training.run import emulates_bfloat16
 
 RESULTS = Path("benchmarks/results")
 
@@ -141,7 +140,7 @@ def _failure_in_words(timing: Timing, allowed: bool) -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """Return an error as one line of text."""
+    """An error as one line of text."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -170,7 +169,7 @@ def ceilings(device: torch.device, *, matmul_sizes: Sequence[int] = (), copied_b
 
 
 def precisions(device: torch.device) -> list[str]:
-    """Return the precisions that a device computes in, the fastest first; emulated ones are not worth a figure."""
+    """The precisions that a device computes in, the fastest first; emulated ones are not worth a figure."""
     return ["float32"] if device.type == "cpu" and emulates_bfloat16() else ["bfloat16", "float32"]
 
 

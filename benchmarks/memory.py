@@ -27,7 +27,7 @@ from benchmarks.measure import Row
 from benchmarks.prep import make_recordings
 from benchmarks.train import Training, changed, recipes_of
 from data_prep.folder import prepare
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 RECIPE = Path("recipes/demo/compressive_transformer.yaml")
 TINY = [
@@ -38,7 +38,7 @@ POLL_SECONDS = 0.02
 
 
 def watch_training(recipe: Recipe, *, windows: int) -> Row:
-    """Return the growth of `audio-ct train` in resident memory over so many windows, and the bar."""
+    """Measure the growth of `audio-ct train` in resident memory over so many windows, and judge it."""
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source, store, run = (Path(temporary, name) for name in ("recordings", "store", "run"))
         make_recordings(source, minutes=1, seconds_each=3, rate_hz=24_000)
@@ -96,7 +96,7 @@ def watch(command: Sequence[str], folder: Path) -> list[tuple[float, int]]:
 
 
 def gpu_peaks(recipes: Sequence[Recipe], device: torch.device, *, steps: int) -> Row:
-    """Return the peak of a GPU's memory in training, and the growth of what is allocated over so many steps."""
+    """Measure the peak of a GPU's memory in training, and the growth of what is allocated over so many steps."""
     rows = []
     for recipe in recipes:
         torch.compiler.reset()

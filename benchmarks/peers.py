@@ -31,7 +31,7 @@ class PeerError(Exception):
 
 
 def load(package: str) -> ModuleType:
-    """Return a peer's module.
+    """Import a peer's module.
 
     Raises:
         PeerError: if it cannot be imported.
@@ -43,13 +43,13 @@ def load(package: str) -> ModuleType:
 
 
 def segments_to_fill(model: CompressiveTransformerSettings) -> int:
-    """Return the number of segments after which all memories of the public package are full."""
+    """The number of segments after which all memories of the public package are full."""
     past = model.memory_length + model.compressed_memory_length * model.compression_rate
     return math.ceil(past / model.segment_length)
 
 
 def compressive_transformer(model: CompressiveTransformerSettings, vocabulary_size: int) -> nn.Module:
-    """Return the public Compressive Transformer in its autoregressive wrapper, at the size of our plain model.
+    """Build the public Compressive Transformer in its autoregressive wrapper, at the size of our plain model.
 
     Its gated residuals, which would nearly double its parameters, are switched off.
 
@@ -76,7 +76,7 @@ def compressive_transformer(model: CompressiveTransformerSettings, vocabulary_si
 
 
 def wavenet(model: WaveNetSettings, vocabulary_size: int) -> Any:
-    """Return the public WaveNet at the size of ours, without dropout."""
+    """Build the public WaveNet at the size of ours, without dropout."""
     return load(WAVENET).WaveNet(
         out_channels=vocabulary_size,
         layers=model.num_stacks * model.layers_per_stack,
@@ -103,7 +103,7 @@ class PeerTraining(ABC):
 
     def __init__(self, recipe: Recipe, device: torch.device, precision: str, vocabulary_size: int) -> None:
         torch.manual_seed(0)
-        model = self.build(recipe.model, vocabulary_size).to(device).train()
+        model = self._build(recipe.model, vocabulary_size).to(device).train()
         self.model: Any = model
         self.parameters = num_parameters(model)
         self.batch_size, self.window_length = recipe.training.batch_size, recipe.training.window_length
@@ -113,14 +113,14 @@ class PeerTraining(ABC):
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     @abstractmethod
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the peer's model at the size of ours."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
+        """Build the peer's model at the size of ours."""
 
     @abstractmethod
     def __call__(self) -> None:
         """Train on one window of every lane."""
 
-    def update(self) -> None:
+    def _update(self) -> None:
         """Clip and step."""
         nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self._optimizer.step()
@@ -146,8 +146,7 @@ class CompressiveTransformerTraining(PeerTraining):
         if not self._fits(self._segments_to_fill):
             self._shrink()
 
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the peer's model at the size of ours."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
         return compressive_transformer(model, vocabulary_size)
 
     def __call__(self) -> None:
@@ -172,7 +171,7 @@ class CompressiveTransformerTraining(PeerTraining):
                     with self._autocast:
                         loss, auxiliary_loss, _ = next(self._losses)
                     (loss + auxiliary_loss).backward()
-                self.update()
+                self._update()
         except torch.OutOfMemoryError:
             return False
         return True
@@ -197,8 +196,7 @@ class WaveNetTraining(PeerTraining):
         shape = (self.batch_size, self.window_length + 1)
         self._tokens = torch.randint(0, vocabulary_size, shape, device=device)
 
-    def build(self, model: Any, vocabulary_size: int) -> nn.Module:
-        """Return the peer's model at the size of ours."""
+    def _build(self, model: Any, vocabulary_size: int) -> nn.Module:
         return wavenet(model, vocabulary_size)
 
     def __call__(self) -> None:
@@ -207,7 +205,7 @@ class WaveNetTraining(PeerTraining):
         with self._autocast:
             logits = self.model(F.one_hot(inputs, self._vocabulary_size).float().transpose(1, 2))
         F.cross_entropy(logits.float(), targets).backward()
-        self.update()
+        self._update()
 
 
 class CompressiveTransformerSampling:

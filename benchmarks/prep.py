@@ -28,7 +28,7 @@ from benchmarks import measure
 from benchmarks.bars import judge
 from benchmarks.measure import Build, Row
 from data_prep.folder import prepare
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 SOURCE_RATE_HZ = 48_000
 COLUMNS = {
@@ -49,7 +49,7 @@ def make_recordings(folder: Path, *, minutes: float, seconds_each: float = 12.0,
 
 
 def _speech_like(random: np.random.Generator, num_samples: int, rate_hz: int) -> npt.NDArray[np.float32]:
-    """Return noise that falls off by 12 dB an octave from 500 Hz, in syllables of a quarter second with pauses."""
+    """Noise that falls off by 12 dB an octave from 500 Hz, in syllables of a quarter second with pauses."""
     spectrum = np.fft.rfft(random.standard_normal(num_samples))
     frequency_hz = np.fft.rfftfreq(num_samples, 1 / rate_hz)
     waveform = np.fft.irfft(spectrum / (1 + (frequency_hz / 500) ** 2), num_samples)
@@ -114,7 +114,7 @@ class Reading:
 
 
 def measure_reading(store: Path, *, repeats: int) -> list[Row]:
-    """Return the tokens a second that one thread reads for training, at the sizes of two recipes."""
+    """Measure the tokens a second that one thread reads for training, at the sizes of two recipes."""
     sizes = {"recipes/small": (4, 256), "recipes/paper": (32, 768)}
     builds: dict[str, Build] = {name: partial(Reading, store, *size) for name, size in sizes.items()}
     timings = measure.time_in_turns(builds, repeats=repeats, calls=20)
@@ -129,7 +129,7 @@ def measure_reading(store: Path, *, repeats: int) -> list[Row]:
 
 
 def measure_preparation(*, minutes: float, jobs: Sequence[int], repeats: int) -> Row:
-    """Return the speed of preparation in times real time for each number of jobs, and the bar for one core."""
+    """Measure preparation in times real time for each number of jobs, and judge it for one core."""
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source = Path(temporary, "recordings")
         num_recordings = make_recordings(source, minutes=minutes)

@@ -87,7 +87,7 @@ class Stream:
     targets: Tensor
 
     def to(self, device: torch.device) -> "Stream":
-        """Return the stream on a device."""
+        """The stream on a device."""
         return Stream(self.shown.to(device), self.resets.to(device), self.targets.to(device))
 
     def unrolls(self, length: int) -> Iterator["Stream"]:
@@ -98,7 +98,7 @@ class Stream:
 
 
 def make_stream(task: Task, delays: Sequence[int], num_lanes: int, num_steps: int, *, seed: int) -> Stream:
-    """Return lanes of episodes with random ones of the delays; a lane's last episode may be cut short."""
+    """Make lanes of episodes with random ones of the delays; a lane's last episode may be cut short."""
     random = np.random.default_rng(seed)
     shown = task.num_symbols + random.integers(task.num_distractors, size=(num_lanes, num_steps))
     resets = np.zeros(shown.shape, dtype=bool)
@@ -126,7 +126,7 @@ class LSTMMemory(nn.Module):
         self.cell = nn.LSTMCell(d_in, hidden_size)
 
     def initial_state(self, batch_size: int, device: torch.device | str = "cpu") -> State:
-        """Return zeros."""
+        """Zeros."""
         return {name: torch.zeros(batch_size, self.cell.hidden_size, device=device) for name in ("hidden", "cell")}
 
     def forward(self, observations: Tensor, state: State, resets: Tensor) -> MemoryOutput:
@@ -149,7 +149,7 @@ class Recall(nn.Module):
         self.name = nn.Linear(d_model, task.num_symbols)
 
     def forward(self, unroll: Stream, state: State) -> tuple[Tensor, Tensor, MemoryOutput]:
-        """Return logits at an unroll's queries, their targets, and the memory's output."""
+        """Compute logits at an unroll's queries, their targets, and the memory's output."""
         observations = F.one_hot(unroll.shown, self.task.d_in).to(self.name.weight.dtype)
         output = self.memory(observations, state, unroll.resets)
         asked = unroll.targets != NO_TARGET
@@ -181,7 +181,7 @@ class Training:
 
 
 def make_model(kind: str, task: Task, sizes: dict[str, int], compression: CompressionSettings) -> Recall:
-    """Return a fresh model of one of the kinds."""
+    """Make a fresh model of one of the kinds."""
     changes: dict[str, int] = {
         "plain": {"compressed_memory_length": 0},
         "plain, longer": {
@@ -200,7 +200,7 @@ def make_model(kind: str, task: Task, sizes: dict[str, int], compression: Compre
 
 
 def span(memory: nn.Module) -> int | None:
-    """Return the longest delay after which the symbol still is in a memory of one layer; None for an LSTM.
+    """The longest delay after which the symbol still is in a memory of one layer; None for an LSTM.
 
     Example: segments of 8, memory of 8, 16 compressed entries of rate 4: 8 - 2 + 8 + 4 * 16 = 78. At delay 79 the query
     is step 80, the first of the eleventh segment, and what is remembered begins with step 80 - 72 = 8.
@@ -236,7 +236,7 @@ def learn(model: Recall, training: Training, device: torch.device, *, seed: int)
 
 @torch.no_grad()
 def success_rate(model: Recall, delay: int, num_episodes: int, device: torch.device, *, seed: int) -> float:
-    """Return the share of fresh episodes of a delay whose symbol is named."""
+    """Measure the share of fresh episodes of a delay whose symbol is named."""
     num_lanes = min(EVALUATION_LANES, num_episodes)
     stream = make_stream(model.task, [delay], num_lanes, num_episodes // num_lanes * (delay + 2), seed=seed)
     state = model.memory.initial_state(num_lanes, device)
@@ -262,7 +262,7 @@ def measure_recall(
     seeds: Sequence[int],
     num_episodes: int,
 ) -> Row:
-    """Return success rates of every kind of model by delay, for each seed, and their means."""
+    """Measure success rates of every kind of model by delay, for each seed, and their means."""
     rows: list[Row] = []
     for kind in kinds:
         by_delay: dict[int, list[float]] = {delay: [] for delay in delays}

@@ -45,7 +45,7 @@ class Section:
 
 
 def cpu_sections(ceilings: Row) -> list[Section]:
-    """Return the sections for a CPU; those without bars come last, in case time is up."""
+    """The sections for a CPU; those without bars come last, in case time is up."""
     small = train.recipes_of(Path("recipes/small"))
     of_small = next(recipe for recipe in small if isinstance(recipe.model, CompressiveTransformerSettings))
     trial = train.plain_recipe(
@@ -99,7 +99,7 @@ def cpu_sections(ceilings: Row) -> list[Section]:
 
 
 def gpu_sections(ceilings: Row) -> list[Section]:
-    """Return the sections for a GPU: the same functions, at the paper's size."""
+    """The sections for a GPU: the same functions, at the paper's size."""
     paper = [recipe for recipe in train.recipes_of(Path("recipes/paper")) if recipe.model.kind != "transformer_xl"]
     compiled = [train.changed(recipe, training__compile=True) for recipe in paper]
     ours = next(recipe for recipe in compiled if isinstance(recipe.model, CompressiveTransformerSettings))

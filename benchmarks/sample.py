@@ -127,7 +127,7 @@ def _row(name: str, timing: Timing, ceilings: Row) -> Row:
 
 
 def label(recipe: Recipe, num_waveforms: int, option: str) -> str:
-    """Return the name of our model's row."""
+    """The name of our model's row."""
     return f"{recipe.name} x {num_waveforms}, {option}"
 
 
@@ -141,7 +141,7 @@ def sample_recipes(
     num_samples: int,
     repeats: int,
 ) -> Row:
-    """Return the speed of every recipe's model by number of waveforms, with the public WaveNet beside ours."""
+    """Measure the speed of every recipe's model by number of waveforms, with the public WaveNet beside ours."""
     builds: dict[str, Build] = {}
     settings: Any = {"num_samples": num_samples, "device": device}
     for recipe in recipes:
@@ -168,7 +168,7 @@ def sample_paper(
     options: Sequence[str],
     **settings: Any,
 ) -> Row:
-    """Return the result of `sample_recipes`, and a GPU's bars for the recipes' Compressive Transformer."""
+    """Measure as `sample_recipes` does, and judge a GPU's bars for the recipes' Compressive Transformer."""
     result = sample_recipes(recipes, device, ceilings, waveforms=waveforms, options=options, **settings)
     rows = {row["name"]: row for row in result["rows"]}
     ours = next(recipe for recipe in recipes if isinstance(recipe.model, CompressiveTransformerSettings))
@@ -195,7 +195,7 @@ def sample_trial(
     peer_samples: int,
     repeats: int,
 ) -> Row:
-    """Return the cost of a second of audio, ours and by the public package's own generate(), and the bar for a CPU.
+    """Measure the cost of a second of audio, ours and by the public package's own generate(); with a CPU's bar.
 
     The peer reads its segment anew for every sample, and its memories fill up within the first seconds. So one segment
     from nothing and one with full memories are timed, the prompt that fills them is taken off, and a second is put
@@ -247,7 +247,7 @@ def sample_trial(
 
 
 def sample_flat(recipe: Recipe, device: torch.device, *, option: str, seconds: Sequence[float], repeats: int) -> Row:
-    """Return the cost of a sample after so many seconds of audio, and the bar: the last of them over the first.
+    """Measure the cost of a sample after so many seconds of audio; the bar is the last of them over the first.
 
     The seconds before are read as a prompt, by windows; then `generate` makes blocks after the prompts in turns.
     """

@@ -54,7 +54,7 @@ COLUMNS = {
 
 
 def plain_recipe(sizes: dict[str, int], *, batch_size: int = 1, precision: str = "float32") -> Recipe:
-    """Return a recipe for a Compressive Transformer of these sizes as the paper describes it, but pre-norm."""
+    """A recipe for a Compressive Transformer of these sizes as the paper describes it, but pre-norm."""
     model = CompressiveTransformerSettings(d_ff=4 * sizes["d_model"], **sizes)
     training: Any = {"batch_size": batch_size, "window_length": model.segment_length, "precision": precision}
     return Recipe(
@@ -67,7 +67,7 @@ def plain_recipe(sizes: dict[str, int], *, batch_size: int = 1, precision: str =
 
 
 def changed(recipe: Recipe, **values: Any) -> Recipe:
-    """Return a recipe with other values, checked; a key is written section__key."""
+    """Change values of a recipe, and check it; a key is written section__key."""
     changes = []
     for key, value in values.items():
         changes.append(f"{key.replace('__', '.')}={str(value).lower() if isinstance(value, bool) else value}")
@@ -75,12 +75,12 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 
 def recipes_of(folder: Path) -> list[Recipe]:
-    """Return the recipes of a folder."""
+    """Load the recipes of a folder."""
     return [load_recipe(path) for path in sorted(folder.glob("*.yaml"))]
 
 
 def without_linear_prediction(recipe: Recipe) -> Recipe:
-    """Return the recipe of the network alone, which is what the peers have."""
+    """The recipe of the network alone, which is what the peers have."""
     if recipe.model.linear_prediction is None:
         return recipe
     return changed(recipe, model__linear_prediction="null").model_copy(
@@ -114,7 +114,7 @@ class Training:
         self._step(self._forward)
 
     def counted_flops_per_token(self) -> float:
-        """Return torch's count for one step that is not compiled."""
+        """Torch's count for one step that is not compiled."""
         with FlopCounterMode(display=False) as counter:
             self._step(self.model)
         return counter.get_total_flops() / (self.batch_size * self.window_length)
@@ -133,12 +133,12 @@ class Training:
 
 
 def untaught(recipe: Recipe) -> Recipe:
-    """Return the recipe without a compression loss: memory is compressed, but nothing teaches how."""
+    """The recipe without a compression loss: memory is compressed, but nothing teaches how."""
     return changed(recipe, model__compression__loss="none")
 
 
 def textbook_flops_per_token(recipe: Recipe, model: TokenModel) -> float:
-    """Return the textbook's FLOPs of forward and backward for a token (see the module)."""
+    """The textbook's FLOPs of forward and backward for a token (see the module)."""
     embedding = sum(num_parameters(module) for module in model.modules() if isinstance(module, nn.Embedding))
     flops = 6.0 * (num_parameters(model) - embedding)
     if isinstance(recipe.model, TransformerXLSettings | CompressiveTransformerSettings):
@@ -149,12 +149,12 @@ def textbook_flops_per_token(recipe: Recipe, model: TokenModel) -> float:
 
 
 def label(recipe: Recipe, *, reconstruction: bool = True) -> str:
-    """Return the name of our model's row."""
+    """The name of our model's row."""
     return recipe.name + " without reconstruction loss" * (not reconstruction) + " compiled" * recipe.training.compile
 
 
 def peers_of(recipe: Recipe, device: torch.device) -> dict[str, Build]:
-    """Return the public package of the same architecture and size in training, in every precision, by name."""
+    """The public package of the same architecture and size in training, in every precision, by name."""
     training: type[peers.PeerTraining]
     if isinstance(recipe.model, WaveNetSettings):
         package, training = peers.WAVENET, peers.WaveNetTraining
@@ -219,7 +219,7 @@ def reconstruction_share(rows: dict[str, Row], recipe: Recipe) -> float | None:
 
 
 def train_recipes(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return the speed of every recipe's model as it stands, and of the public WaveNet beside ours."""
+    """Measure the speed of every recipe's model as it stands, and of the public WaveNet beside ours."""
     builds: dict[str, Build] = {}
     for recipe in recipes:
         builds[label(recipe)] = partial(Training, recipe, device)
@@ -234,7 +234,7 @@ def train_recipes(recipes: Sequence[Recipe], device: torch.device, ceilings: Row
 def train_trial(
     recipe: Recipe, device: torch.device, ceilings: Row, *, compiled: Sequence[bool], repeats: int, calls: int = 1
 ) -> Row:
-    """Return the speed of a plain Compressive Transformer beside the public package, and the bar for a CPU.
+    """Measure the speed of a plain Compressive Transformer beside the public package, and judge a CPU's bar.
 
     Args:
         recipe: of our model.
@@ -265,7 +265,7 @@ def train_trial(
 
 
 def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return the speed of the Compressive Transformer and WaveNet, both compiled, beside both peers, and the bars."""
+    """Measure the speed of both models, compiled, beside both peers, and judge a GPU's bars."""
     compiled = [changed(recipe, training__compile=True) for recipe in recipes]
     ours = next(each for each in compiled if isinstance(each.model, CompressiveTransformerSettings))
     wavenet = next(each for each in compiled if isinstance(each.model, WaveNetSettings))
@@ -284,7 +284,7 @@ def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, 
 
 
 def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return the attention-reconstruction loss's share of a step."""
+    """Measure the attention-reconstruction loss's share of a step."""
     builds: dict[str, Build] = {
         label(recipe): partial(Training, recipe, device),
         label(recipe, reconstruction=False): partial(Training, untaught(recipe), device),
@@ -295,7 +295,7 @@ def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *,
 
 
 def train_curves(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
-    """Return tokens per second by batch, segment, memory length and layers, all else as in the recipe."""
+    """Measure tokens per second by batch, segment, memory length and layers, all else as in the recipe."""
     result = {}
     for curve, (keys, values) in CURVES.items():
         builds: dict[str, Build] = {

@@ -85,7 +85,7 @@ def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: b
 def _copy(
     file: BinaryIO, file_name: str, num_bytes: int, builder: TokenStoreBuilder, options: PrepOptions, progress: bool
 ) -> tuple[dict[str, Counts], str]:
-    """Copy a file into shards, split after split; return each split's byte counts [256] and the file's SHA-256."""
+    """Copy a file into shards, split after split, and count each split's bytes [256] and hash the file."""
     num_validation, num_test = count_held_out(num_bytes, options)
     sizes = (num_bytes - num_validation - num_test, num_validation, num_test)
     counts = {split: np.zeros(256, dtype=np.int64) for split in SPLITS}

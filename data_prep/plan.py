@@ -23,7 +23,7 @@ SHARDS_OF_A_SMALL_CORPUS = 16
 
 @dataclass(frozen=True)
 class PrepOptions:
-    """How a corpus becomes a token store."""
+    """The options of a preparation."""
 
     sample_rate_hz: int = 24_000
     bits: int = 8

@@ -103,9 +103,9 @@ def write_store(
     started = time.monotonic()
     if not options.overwrite:
         _refuse_prepared(out, {"corpus": corpus} | preparation)
-    metadata = {"corpus": corpus, "preparation": preparation, "licence": options.licence}
     try:
-        with TokenStoreBuilder(out, codec, overwrite=options.overwrite, metadata=metadata) as builder:
+        with TokenStoreBuilder(out, codec, overwrite=options.overwrite) as builder:
+            builder.metadata |= {"corpus": corpus, "preparation": preparation, "licence": options.licence}
             summary = fill(builder)
             store = builder.commit()
     except TerminatedWorkerError as error:

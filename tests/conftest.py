@@ -55,7 +55,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 install_import_hook("audio_ct.models", f"{__name__}.{checked.__name__}")
 
 # Before anything imports librosa: two workers that compile its functions into one cache at once leave it such that
-# every later process dies of a segmentation fault. Compiled models are kept apart as well.
+# every later process dies of a segmentation fault. Compiled models are kept apart as well. To compile the estimate of
+# pitch takes 40 seconds: the tests that reach it are in the group "pitch", which a single worker runs.
 _CACHES = Path(__file__).parent.parent / ".pytest_cache" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 os.environ["NUMBA_CACHE_DIR"] = str(_CACHES / "numba")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_CACHES / "inductor")
@@ -141,3 +142,15 @@ def byte_store_path(text_path: Path, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("stores") / "text"
     prepare(text_path, out, options=PrepOptions(validation_fraction=0.1, test_fraction=0.1))
     return out
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An mlflow store without runs; to make one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

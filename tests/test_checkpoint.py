@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 
 from audio_ct import checkpoint
-from audio_ct.errors import AudioCTError, DamagedError, InputError, MissingError
-from audio_ct.models.stage import flatten
+from audio_ct.errors import AudioCTError, DamagedError, MissingError
 
 ALL_FILES = (*checkpoint.FILES, checkpoint.MANIFEST_FILE)
 RECIPE = "model:\n  kind: wavenet  # ünïcode\n"
@@ -65,12 +64,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     loaded = checkpoint.load(path)
     assert path.name == "step-00000005"
     for saved, found in ((weights, loaded.weights), (state, loaded.state), (training, loaded.training)):
-        assert found is not None
-        flat, flat_found = flatten(saved), flatten(found)
-        assert flat.keys() == flat_found.keys()
-        for name, tensor in flat.items():
-            assert flat_found[name].dtype == tensor.dtype
-            assert torch.equal(flat_found[name], tensor)
+        torch.testing.assert_close(found, saved, rtol=0, atol=0)
     assert loaded.recipe == RECIPE
     assert loaded.manifest.step == 5
     assert loaded.manifest.tokens == 50
@@ -225,14 +219,9 @@ def test_a_kill_while_one_step_is_written_again_loses_nothing(tmp_path: Path) ->
     replaced = path.rename(tmp_path / "step-00000001.replaced")
     assert checkpoint.find(tmp_path) == replaced
     assert checkpoint.load(replaced).manifest.step == 1
-    assert save(tmp_path, 1) == path
-    assert names(tmp_path) == ["step-00000001"]
-
-
-def test_a_step_can_be_written_again(tmp_path: Path) -> None:
-    save(tmp_path, 1, recipe="old")
-    assert checkpoint.load(save(tmp_path, 1, recipe="new")).recipe == "new"
-    assert names(tmp_path) == ["step-00000001"]
+    for recipe in ("new", "newer"):
+        assert checkpoint.load(save(tmp_path, 1, recipe=recipe)).recipe == recipe
+        assert names(tmp_path) == [path.name]
 
 
 def test_pruning_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
@@ -314,12 +303,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_whole(tmp_path: Path, limit
     save(tmp_path, 2)
 
 
-@pytest.mark.parametrize(
-    ("manifest", "name"),
-    [({"tokens": 1}, "metrics"), ({"metrics": {"validation_bits_per_sample": float("nan")}}, "validation_bits")],
-)
-def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path, manifest: dict[str, Any], name: str) -> None:
+def test_a_value_that_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    with pytest.raises(InputError, match=name):
-        save(tmp_path, 2, manifest=manifest)
+    with pytest.raises(ValueError, match="validation_bits_per_sample"):
+        save(tmp_path, 2, bits=float("nan"))
     assert names(tmp_path) == [path.name]

@@ -15,8 +15,10 @@ import audio_ct
 from audio_ct import api
 from audio_ct.errors import InputError
 from audio_ct.pretrained import Pretrained
-from audio_ct.sampling.engine import generate
+from audio_ct.sampling.engine import Sampler
 from audio_ct.tokens.codec import ByteCodec, MuLawCodec
+
+pytestmark = pytest.mark.xdist_group("pitch")
 
 ROOT = Path(__file__).parent.parent
 SHRUNK = [
@@ -91,9 +93,8 @@ def test_samples_and_continuations_are_the_engines(model: Pretrained) -> None:
         (None, audio_ct.sample(model, num=2, seconds=0.01, seed=3)),
         (codec.encode(speech), audio_ct.continue_waveform(model, speech, 24_000, num=2, seconds=0.01, seed=3)),
     ):
-        (expected,) = generate(
-            model.model, num_waveforms=2, num_samples=240, start_token=codec.start_token, seed=3, prompt=prompt
-        )
+        sampler = Sampler(model.model, num_waveforms=2)
+        (expected,) = sampler.generate(num_samples=240, start_token=codec.start_token, seed=3, prompt=prompt)
         for waveform, tokens in zip(made, expected, strict=True):
             np.testing.assert_array_equal(waveform, codec.decode(tokens))
     likeliest = audio_ct.sample(model, num=2, seconds=0.01, temperature=0.0)

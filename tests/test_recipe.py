@@ -4,7 +4,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -109,7 +108,6 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("d_ff: 384", "d_ff: 384\n  num_key_value_heads: 2", "model.num_key_value_heads=2 must divide model.num_heads"),
         ("d_ff: 384", "d_ff: 384\n  compression: {function: max_pooling}", "has nothing to teach: max_pooling"),
         ("d_ff: 384", "d_ff: 384\n  compression: {functon: 1}", "did you mean model.compression.function?"),
-        ("d_ff: 384", "d_ff: 384\n  num_heads: 5", "key 'num_heads' stands twice"),
         ("num_heads: 3", "num_heads: 5", "model.num_heads=5 must divide model.d_model=96"),
         (
             "  memory_length: 128\n",
@@ -126,14 +124,7 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
             "d_ff: 384\n  linear_prediction: {frame_length: 3}",
             "model.linear_prediction.frame_length=3 must divide model.segment_length=128; try 16",
         ),
-        ("d_ff: 384", "d_ff: 384\n  linear_prediction: {order: 257}", "model.linear_prediction.order=257: "),
-        ("d_ff: 384", "d_ff: 384\n  linear_prediction: {windows: []}", "model.linear_prediction.windows=[]: "),
         ("d_ff: 384", "d_ff: 384\n  linear_prediction: {windows: [1]}", "model.linear_prediction.windows.0=1: "),
-        (
-            "d_ff: 384",
-            "d_ff: 384\n  linear_prediction: {windws: [9]}",
-            "model.linear_prediction.windws=[9]: no such key; did you mean model.linear_prediction.windows?",
-        ),
         (
             "window_length: 256",
             "window_length: 200",
@@ -143,7 +134,6 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ("{0: 1, 100: 4}", "{0: 0}", "training.update_every.0=0"),
         ("{0: 1, 100: 4}", "{0: 1, 102: 4}", "changes at step 102, which must be a multiple of 1 and 4"),
         ("name: tiny", "wavenet: {}", "wavenet={}: no such key"),
-        ("batch_size: 8", "batch_size: 8\n  wavenet: 1", "training.wavenet=1: no such key"),
         ("name: tiny", "1: tiny", "1"),
         ("name: tiny", "? \n: tiny", "name is missing"),
         ("corpus:\n  store: stores/demo", "corpus: stores/demo", "corpus='stores/demo'"),
@@ -162,20 +152,12 @@ def test_a_wavenets_window_is_whole_frames_of_linear_prediction() -> None:
     assert "training.window_length=100 must be a multiple of model.linear_prediction.frame_length=16; try 16" in fault
 
 
-def test_linear_prediction_can_be_left_out_by_an_override() -> None:
-    text = changed("d_ff: 384", "d_ff: 384\n  linear_prediction: {order: 8}")
-    assert parse_recipe(text).model.linear_prediction.order == 8
-    assert parse_recipe(text, ["model.linear_prediction=null"]).model.linear_prediction is None
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed("name: tiny", "name: !!str tiny"), "tags"),
         (changed("name: tiny", "name: !!python/object/apply:os.system [true]"), "tags"),
         (changed("[1, 2, 4]", "!!set {1, 2}"), "tags"),
         (changed("name: tiny", "name: &a tiny").replace("stores/demo", "*a"), "aliases"),
-        (changed("seed: 1", "seed: 1\nseed: 2"), "key 'seed' stands twice"),
         (changed("d_ff: 384", "d_ff: 384\n  d_ff: 384"), "key 'd_ff' stands twice"),
         (changed("seed: 1", "seed: " + "[" * 30 + "]" * 30), "nested deeper than 20"),
         (changed("seed: 1", "seed: " + "[" * 5000), "nested deeper than 20"),
@@ -219,6 +201,9 @@ def test_overrides_are_read_as_yaml_and_validated() -> None:
     assert recipe.training.update_every[0] == 2
     assert parse("seed=2", "seed=3").seed == 3
     assert parse("corpus.clip_seconds=1.5", "corpus.clip_seconds=null").corpus.clip_seconds is None
+    text = changed("d_ff: 384", "d_ff: 384\n  linear_prediction: {order: 8}")
+    assert parse_recipe(text).model.linear_prediction is not None
+    assert parse_recipe(text, ["model.linear_prediction=null"]).model.linear_prediction is None
 
 
 @pytest.mark.parametrize(
@@ -260,17 +245,16 @@ def mutated(source: random.Random) -> str:
 @pytest.mark.parametrize("seed", range(4))
 def test_no_mutation_gets_past_as_anything_but_a_recipe_or_an_input_error(seed: int) -> None:
     source = random.Random(seed)
-    outcomes: dict[Any, int] = {}
+    outcomes = set()
     for _ in range(60):
-        text = mutated(source)
         try:
-            recipe = parse_recipe(text)
+            recipe = parse_recipe(mutated(source))
         except InputError:
-            outcomes["refused"] = outcomes.get("refused", 0) + 1
+            outcomes.add("refused")
         else:
-            outcomes["read"] = outcomes.get("read", 0) + 1
+            outcomes.add("read")
             assert parse_recipe(recipe.to_yaml()) == recipe
-    assert set(outcomes) == {"read", "refused"}
+    assert outcomes == {"read", "refused"}
 
 
 def test_a_difference_drops_the_bases_keys_that_another_kind_has_not() -> None:

@@ -1,12 +1,12 @@
 """Every shipped recipe goes through the real command, and those of a folder are fair to each other."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from audio_ct import checkpoint, cli
+from audio_ct import checkpoint
 from audio_ct.models.build import build_model
 from audio_ct.models.settings import ModelSettings
 from audio_ct.models.token_model import num_parameters
@@ -61,7 +61,7 @@ def test_a_recipe_parses_and_its_model_can_be_built(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
 def test_a_recipe_trains_two_steps_through_the_real_command(
-    path: Path, store_path: Path, byte_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, command: Callable[..., int], store_path: Path, byte_store_path: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(path)
     changes = {f"model.{key}": value for key, value in SHRUNK[recipe.model.kind].items()} | {
@@ -78,11 +78,7 @@ def test_a_recipe_trains_two_steps_through_the_real_command(
         "tracking.enabled": "false",
     }
     settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    arguments = ["audio-ct", "train", str(path), "--run-dir", str(tmp_path / "run"), *settings]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert not exit_.value.code
+    assert command("train", path, "--run-dir", tmp_path / "run", *settings) == 0
     found = checkpoint.load(checkpoint.find(tmp_path / "run", "newest"))
     assert found.manifest.step == 2
     assert found.manifest.validation_bits_per_sample is not None

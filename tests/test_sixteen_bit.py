@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+pytestmark = pytest.mark.xdist_group("pitch")
+
 MODELS = {
     "ct": "{kind: compressive_transformer, num_layers: 1, d_model: 16, num_heads: 2, d_ff: 16, segment_length: 64, "
     "memory_length: 64, compressed_memory_length: 16, compression_rate: 4, embedding: sinusoidal, "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from audio_ct.audio.levels import SILENT_FRAME_DBFS, levels, mono
+from audio_ct.audio.levels import SILENT_FRAME_DBFS, levels
 from audio_ct.audio.spectrogram import power_spectrogram
 
 # Real prompts stay clear of these limits; white noise has a flatness of 0.56 a frame.
@@ -25,7 +25,7 @@ def check(waveform: np.ndarray, sample_rate_hz: int) -> list[str]:
     noise 0.56, the flattest of 558 real prompts 0.08).
 
     Args:
-        waveform: [num_samples] float, mono, full scale 1.
+        waveform: [num_samples], full scale 1.
         sample_rate_hz: Its sample rate.
     """
     if waveform.size == 0:
@@ -33,7 +33,7 @@ def check(waveform: np.ndarray, sample_rate_hz: int) -> list[str]:
     num_not_finite = int(np.count_nonzero(~np.isfinite(waveform)))
     if num_not_finite:
         return [f"not finite: {num_not_finite} of {waveform.size} samples"]
-    waveform = mono(waveform)
+    waveform = waveform.astype(np.float64)
     level = levels(waveform, sample_rate_hz)
     if level.rms_dbfs < SILENCE_DBFS:
         return [f"silence: level {level.rms_dbfs:.0f} dBFS"]

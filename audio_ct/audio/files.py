@@ -41,10 +41,7 @@ class RejectedAudioError(InputError):
 
 
 def rate_of(path: str | os.PathLike[str]) -> int:
-    """Read the sample rate in Hz of an audio file from its header.
-
-    Args:
-        path: An audio file of any format that libsndfile reads.
+    """The sample rate in Hz of an audio file of any format that libsndfile reads, from its header.
 
     Raises:
         MissingError: If there is no such file.
@@ -114,41 +111,17 @@ def resample_blocks(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iter
         yield tail
 
 
-def read_blocks(
-    path: str | os.PathLike[str], sample_rate_hz: int = 24_000, block_seconds: float = 10.0
-) -> Iterator[Samples]:
-    """Yield a file as mono blocks at the wanted rate, in memory that does not grow with the file.
-
-    Args:
-        path: An audio file of any format that libsndfile reads.
-        sample_rate_hz: The rate wanted.
-        block_seconds: About the length of a block.
-
-    Yields:
-        float32 blocks, one-dimensional, not clamped: resampling may overshoot full scale.
-
-    Raises:
-        MissingError: If there is no such file.
-        RejectedAudioError: As `decode_blocks` does.
-    """
-    yield from resample_blocks(decode_blocks(path, block_seconds), rate_of(path), sample_rate_hz)
-
-
-def read(path: str | os.PathLike[str], sample_rate_hz: int = 24_000) -> Samples:
+def read(path: str | os.PathLike[str], sample_rate_hz: int) -> Samples:
     """Read a whole file as one mono waveform at the wanted rate.
 
-    Args:
-        path: An audio file of any format that libsndfile reads.
-        sample_rate_hz: The rate wanted.
-
     Returns:
-        float32 samples [time], not clamped.
+        float32 samples [time], not clamped: resampling may overshoot full scale.
 
     Raises:
         MissingError: If there is no such file.
         RejectedAudioError: As `decode_blocks` does.
     """
-    return np.concatenate(list(read_blocks(path, sample_rate_hz)))
+    return np.concatenate(list(resample_blocks(decode_blocks(path), rate_of(path), sample_rate_hz)))
 
 
 class AudioWriter:
@@ -159,7 +132,7 @@ class AudioWriter:
 
     Args:
         path: The file to write; its suffix names the format (.wav, .flac, .ogg, .mp3, ...).
-        sample_rate_hz: Rate of what will be written.
+        sample_rate_hz: The rate of what will be written.
         overwrite: Replace a file that exists.
 
     Raises:
@@ -183,10 +156,7 @@ class AudioWriter:
             raise InputError(f"{name!r} cannot be written at {sample_rate_hz} Hz: {detail}") from error
 
     def write(self, waveform: npt.NDArray[np.floating]) -> None:
-        """Append samples and hand them to the operating system.
-
-        Args:
-            waveform: float samples [time]; clamped to [-1, 1].
+        """Append samples [time], clamped to [-1, 1], and hand them to the operating system.
 
         Raises:
             InputError: If the waveform is not one-dimensional or not finite, or if the disk takes no more.

@@ -12,7 +12,7 @@ COLOUR_MAP = "magma"
 COLOUR_RANGE_DB = 80.0
 
 
-def fft_length(seconds: float, sample_rate_hz: int) -> int:
+def _fft_length(seconds: float, sample_rate_hz: int) -> int:
     """The smallest power of two that spans so many seconds."""
     return 1 << math.ceil(math.log2(seconds * sample_rate_hz))
 
@@ -25,9 +25,9 @@ def power_spectrogram(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         sample_rate_hz: Its sample rate.
 
     Returns:
-        [1 + fft_length // 2, num_frames]; the frames cover every sample.
+        [1 + FFT length // 2, num_frames]; the frames cover every sample.
     """
-    length = fft_length(0.032, sample_rate_hz)
+    length = _fft_length(0.032, sample_rate_hz)
     padded = np.pad(waveform, (0, max(0, length - waveform.size)))
     spectrum = librosa.stft(padded, n_fft=length, hop_length=length // 2, pad_mode="constant")
     return np.asarray(np.abs(spectrum) ** 2)
@@ -36,24 +36,20 @@ def power_spectrogram(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 def band_power(waveform: np.ndarray, sample_rate_hz: int, num_bands: int) -> np.ndarray:
     """Power in mel bands of the frames of `power_spectrogram`; [num_bands, num_frames]."""
     # So long that the narrowest band holds a bin at any rate.
-    length = fft_length(0.032, sample_rate_hz)
+    length = _fft_length(0.032, sample_rate_hz)
     filters = librosa.filters.mel(sr=sample_rate_hz, n_fft=length, n_mels=num_bands, norm=None)
     return np.asarray(filters @ power_spectrogram(waveform, sample_rate_hz))
 
 
 def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """The mel power spectrogram in dB of full scale, for pictures.
-
-    Args:
-        waveform: [num_samples], finite; may be shorter than a frame.
-        sample_rate_hz: Its sample rate.
+    """The mel power spectrogram of a waveform [num_samples] in dB of full scale, for pictures.
 
     Returns:
         [128 bands, num_frames], some 160 frames a second and at most some 1200, whatever the length.
     """
     if waveform.size == 0:
         return np.zeros((NUM_MEL_BANDS, 0))
-    length = fft_length(0.04, sample_rate_hz)
+    length = _fft_length(0.04, sample_rate_hz)
     hop_length = max(1, sample_rate_hz // 160, waveform.size // 1200)
     padded = np.pad(waveform, (0, max(0, length - waveform.size)))
     power = librosa.feature.melspectrogram(

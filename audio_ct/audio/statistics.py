@@ -1,11 +1,11 @@
-"""Figures that describe a waveform without a reference, and distances between waveforms and between sets of them."""
+"""Figures that describe a waveform without a reference, and a distance between sets of waveforms."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
 
 import numpy as np
 
-from audio_ct.audio.levels import levels, mono
+from audio_ct.audio.levels import levels
 from audio_ct.audio.pitch import pitch
 from audio_ct.audio.spectrogram import band_power, power_spectrogram
 from audio_ct.errors import InputError
@@ -38,17 +38,16 @@ def statistics(waveform: np.ndarray, sample_rate_hz: int) -> Statistics:
     defined (pitch without voiced frames, spectrum of digital silence, anything of an empty waveform) is None.
 
     Args:
-        waveform: [num_samples] float, mono, full scale 1.
+        waveform: [num_samples], finite, full scale 1.
         sample_rate_hz: Its sample rate.
 
     Returns:
         A figure for each of STATISTIC_NAMES: levels in dB of full scale (not below -120), fractions from 0 to 1, the
         others in Hz.
-
-    Raises:
-        InputError: If the waveform has several channels or samples that are not finite.
     """
-    waveform = mono(waveform)
+    assert waveform.ndim == 1
+    assert np.isfinite(waveform).all()
+    waveform = waveform.astype(np.float64)
     result: Statistics = dict.fromkeys(STATISTIC_NAMES)
     if waveform.size == 0:
         return result
@@ -91,12 +90,12 @@ def long_term_spectrum_db(waveforms: Iterable[np.ndarray], sample_rate_hz: int) 
         [40] float64, dB; not below -80, so that an empty band of the real speech doesn't decide a distance.
 
     Raises:
-        InputError: If the waveforms hold no sound at all, or a sample that is not finite.
+        InputError: If the waveforms hold no sound at all.
     """
     total = np.zeros(NUM_BANDS)
     for waveform in waveforms:
         if waveform.size:
-            total += band_power(mono(waveform), sample_rate_hz, NUM_BANDS).sum(axis=1)
+            total += band_power(waveform.astype(np.float64), sample_rate_hz, NUM_BANDS).sum(axis=1)
     if not total.sum() > 0:
         raise InputError("long_term_spectrum_db: waveforms=silent, must hold some sound; leave silent ones out.")
     return np.asarray(10 * np.log10(np.maximum(total / total.sum(), 10 ** (BAND_FLOOR_DB / 10))))
@@ -105,33 +104,3 @@ def long_term_spectrum_db(waveforms: Iterable[np.ndarray], sample_rate_hz: int) 
 def spectrum_distance_db(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean square difference in dB over the bands of two long-term spectra."""
     return float(np.sqrt(np.mean((a - b) ** 2)))
-
-
-def log_spectral_distance_db(a: np.ndarray, b: np.ndarray, sample_rate_hz: int) -> float:
-    """Compare two aligned waveforms frame by frame: the distance is small where one is recognisable in the other.
-
-    For each frame the root mean square over 40 mel bands of the difference in dB; the mean over frames in which either
-    is above the floor, which is 80 dB below the strongest band of the two waveforms. Level counts.
-
-    Args:
-        a: [num_samples] float.
-        b: [num_samples] float, sample for sample beside a.
-        sample_rate_hz: Sample rate of both.
-
-    Returns:
-        Distance in dB; 0 where both are silent.
-
-    Raises:
-        InputError: If the lengths differ, or a sample is not finite.
-    """
-    if a.shape != b.shape:
-        raise InputError(
-            f"log_spectral_distance_db: lengths {a.size} and {b.size} must agree; cut both to the shorter."
-        )
-    power = np.stack([band_power(mono(waveform), sample_rate_hz, NUM_BANDS) for waveform in (a, b)])
-    floor = power.max(initial=0.0) * 10 ** (BAND_FLOOR_DB / 10)
-    audible = (power > floor).any(axis=(0, 1))
-    if not audible.any():
-        return 0.0
-    level_db = 10 * np.log10(np.maximum(power[:, :, audible], floor))
-    return float(np.mean(np.sqrt(np.mean((level_db[0] - level_db[1]) ** 2, axis=0))))

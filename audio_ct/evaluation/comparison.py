@@ -1,9 +1,9 @@
 """Two or more checkpoints side by side: likelihood on the same positions, speed, and the sound of their samples."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import combinations, islice
+from itertools import combinations, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import torch
 from audio_ct import __version__
 from audio_ct.audio.checks import check
 from audio_ct.audio.statistics import average, long_term_spectrum_db, spectrum_distance_db, statistics
+from audio_ct.device import choose_device
+from audio_ct.durable import make_folder
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import paired_difference
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, evaluate, summary
-from audio_ct.evaluation.page import make_folder, write_page
+from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import reference_lines
 from audio_ct.models.token_model import num_parameters
-from audio_ct.pretrained import Pretrained, choose_device, load
+from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
 from audio_ct.record import learning_curve
 from audio_ct.sampling.writing import write_samples
@@ -79,20 +81,29 @@ def compare(
         raise InputError(f"num={num_waveforms} must be at least 1.")
     make_folder(out)
     opened = models[0].open_store(store)
-    real = _real_speech(opened, split, num_waveforms, num_samples)
+    real = _real_speech(opened, codec, split, num_waveforms, num_samples)
     results: list[Likelihood] = []
     entries: list[dict[str, Any]] = []
     for name, model in zip(names, models, strict=True):
         result = evaluate(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
         report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
-        generated = _generated_speech(model, name, out / "samples", num_waveforms, num_samples, seed)
-        report(f"{name}: {num_waveforms} waveforms of {seconds:g} s in {generated['seconds']:.1f} s")
+        began = time.perf_counter()
+        waveforms = _generate(model, codec, out / "samples", name, num_waveforms, num_samples, seed)
+        seconds_taken = time.perf_counter() - began
+        report(f"{name}: {num_waveforms} waveforms of {seconds:g} s in {seconds_taken:.1f} s")
+        sound = _measure(waveforms, [f"seed {seed + i}" for i in range(num_waveforms)], codec.sample_rate_hz)
         results.append(result)
-        distance = spectrum_distance_db(generated["spectrum"], real["spectrum"])
-        figures = summary(result, split, seed)
-        entries.append(_describe(name, model, result, figures, generated) | {"spectrum_distance_db": distance})
+        entries.append(
+            {
+                "name": name,
+                **_describe(model, result, summary(result, split, seed)),
+                "sampling_samples_per_second": num_waveforms * num_samples / seconds_taken,
+                "statistics": sound["statistics"],
+                "samples": sound["samples"],
+                "spectrum_distance_db": spectrum_distance_db(sound["spectrum"], real["spectrum"]),
+            }
+        )
     report("counting for the reference lines")
-    recordings = choose_recordings(opened, split, max_tokens)
     comparison = {
         "title": title,
         "split": split,
@@ -106,7 +117,7 @@ def compare(
         "synthetic": bool(opened.corpus.get("synthetic", False)),
         "sample_rate_hz": codec.sample_rate_hz,
         "bits": codec.bits,
-        "reference_lines": reference_lines(opened, split, recordings, cold_start_samples),
+        "reference_lines": reference_lines(choose_recordings(opened, split, max_tokens), cold_start_samples),
         "models": entries,
         "differences": _differences(names, results, seed),
         "notes": _notes(models, device),
@@ -142,34 +153,24 @@ def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
     return first.codec
 
 
-def _real_speech(store: TokenStore, split: str, num_samples_shown: int, num_samples: int) -> dict[str, Any]:
-    """Statistics, spectrum and samples of real speech, through mu-law as the models hear it."""
-    codec = store.codec
-    assert isinstance(codec, MuLawCodec)
+def _real_speech(store: TokenStore, codec: MuLawCodec, split: str, num_shown: int, num_samples: int) -> dict[str, Any]:
+    """Measure windows of real speech, through mu-law as the models hear it."""
     recordings = store.recordings(split)
-    long_enough = [recording for recording in recordings if recording.length >= num_samples] or list(recordings)
-    labels, waveforms = [], []
-    for turn in range(NUM_REAL_WINDOWS):
-        recording = long_enough[turn % len(long_enough)]
+    long_enough = [recording for recording in recordings if recording.length >= num_samples] or recordings
+    chosen = list(islice(cycle(long_enough), NUM_REAL_WINDOWS))
+    waveforms = []
+    for turn, recording in enumerate(chosen):
         # A different place in the recording at each turn, spread by the golden ratio.
         start = int((turn * 0.618 + 0.3) % 1 * max(0, recording.length - num_samples))
         tokens = store.tokens(split, recording, start, min(start + num_samples, recording.length))
-        labels.append(recording.name)
         waveforms.append(codec.decode(tokens))
-    samples = [
-        {"label": label, "waveform": waveform, "warnings": check(waveform, codec.sample_rate_hz)}
-        for label, waveform in islice(zip(labels, waveforms, strict=True), num_samples_shown)
-    ]
-    return _measured(waveforms, codec.sample_rate_hz) | {"samples": samples}
+    return _measure(waveforms, [recording.name for recording in chosen[:num_shown]], codec.sample_rate_hz)
 
 
-def _generated_speech(
-    model: Pretrained, name: str, folder: Path, num_waveforms: int, num_samples: int, seed: int
-) -> dict[str, Any]:
-    """Statistics, spectrum and samples of waveforms that a model writes, and the seconds that it takes."""
-    codec = model.codec
-    assert isinstance(codec, MuLawCodec)
-    began = time.perf_counter()
+def _generate(
+    model: Pretrained, codec: MuLawCodec, folder: Path, name: str, num_waveforms: int, num_samples: int, seed: int
+) -> list[np.ndarray]:
+    """Write waveforms of a model, and return them."""
     written = write_samples(
         model.model,
         codec,
@@ -181,51 +182,39 @@ def _generated_speech(
         about={"checkpoint": model.label, "recipe": model.recipe.name},
         overwrite=True,
     )
-    seconds = time.perf_counter() - began
-    waveforms = [codec.decode(sample.tokens) for sample in written]
-    samples = [
-        {"label": f"seed {seed + i}", "waveform": waveform, "warnings": sample.warnings}
-        for i, (sample, waveform) in enumerate(zip(written, waveforms, strict=True))
-    ]
-    return _measured(waveforms, codec.sample_rate_hz) | {
-        "samples": samples,
-        "seconds": seconds,
-        "samples_per_second": num_waveforms * num_samples / seconds,
+    return [codec.decode(sample.tokens) for sample in written]
+
+
+def _measure(waveforms: Sequence[np.ndarray], labels: Sequence[str], sample_rate_hz: int) -> dict[str, Any]:
+    """Average statistics and long-term spectrum of waveforms, and the first of them, which have labels, as samples."""
+    return {
+        "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
+        "spectrum": long_term_spectrum_db(waveforms, sample_rate_hz),
+        "samples": [
+            {"label": label, "waveform": waveform, "warnings": check(waveform, sample_rate_hz)}
+            for label, waveform in zip(labels, waveforms, strict=False)
+        ],
     }
 
 
-def _describe(
-    name: str, model: Pretrained, result: Likelihood, figures: dict[str, Any], generated: dict[str, Any]
-) -> dict[str, Any]:
-    """All that the page shows of a model by itself."""
+def _describe(model: Pretrained, result: Likelihood, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A model by itself: its likelihood, size, training and origin."""
     of_likelihood = ("bits_per_sample", "interval", "cold_start_bits_per_sample", "evaluation_tokens_per_second")
     return {
-        "name": name,
         "kind": model.recipe.model.kind,
         "parameters": num_parameters(model.model),
         **{key: figures[key] for key in of_likelihood},
         "trained_tokens": model.manifest.tokens,
         "training_tokens_per_second": model.manifest.metrics.get("training_tokens_per_second"),
-        "sampling_samples_per_second": generated["samples_per_second"],
         "checkpoint": model.label,
         "recipe_name": model.recipe.name,
         "seed": model.recipe.seed,
         "curve": learning_curve(model.path),
-        "statistics": generated["statistics"],
         "recordings": [
             {"name": recording, "bits_per_sample": bits / tokens, "tokens": int(tokens)}
             for recording, bits, tokens in zip(result.names, result.bits, result.tokens, strict=True)
             if tokens
         ],
-        "samples": generated["samples"],
-    }
-
-
-def _measured(waveforms: Sequence[np.ndarray], sample_rate_hz: int) -> dict[str, Any]:
-    """Average statistics and the long-term spectrum."""
-    return {
-        "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
-        "spectrum": long_term_spectrum_db(waveforms, sample_rate_hz),
     }
 
 

@@ -11,26 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from audio_ct import __version__
-from audio_ct.durable import write_whole
+from audio_ct.durable import make_folder, write_whole
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import Interval, interval, paired_difference
 from audio_ct.evaluation.inspection_report import draw, markdown
-from audio_ct.evaluation.likelihood import Reading, choose_recordings, longer_than
-from audio_ct.evaluation.memory_use import (
-    LayerUse,
-    bits_of_samples,
-    buckets,
-    look_at_memories,
-    memory_layers,
-    shuffled,
-    zeroed,
-)
-from audio_ct.evaluation.page import make_folder
+from audio_ct.evaluation.likelihood import Reading, Selection, choose_recordings, longer_than
+from audio_ct.evaluation.memory_use import bits_of_samples, look_at_memories, memory_layers, shuffled, zeroed
 from audio_ct.evaluation.sound_classes import CLASSES, seconds_since_onset, sound_classes
 from audio_ct.models.stage import State
 from audio_ct.pretrained import Pretrained, with_memory_lengths
 from audio_ct.provenance import commit
-from audio_ct.tokens.store import Recording, TokenStore
 
 # Lengths that memories are cut to or grown to, as multiples of those of training.
 LENGTHS = (0, 0.25, 0.5, 0.75, 1.5, 2, 4)
@@ -44,40 +34,28 @@ Bits = list[np.ndarray]
 
 
 class Grouping(NamedTuple):
-    """A division of samples into groups.
-
-    Attributes:
-        names: of the groups.
-        labels: for each recording, the group of each scored sample as an index into `names`; empty where samples are
-            not divided so.
-    """
+    """A division of samples into groups."""
 
     names: Sequence[str]
     labels: list[np.ndarray]
+    """Of each recording, the group of each scored sample as an index into `names`; empty if they are not divided so."""
 
 
 def inspect(
     model: Pretrained,
     out: Path,
     *,
-    split: str = "test",
-    max_tokens: int | None = None,
-    cold_start_samples: int = 1024,
-    store: Path | None = None,
-    against: Pretrained | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    split: str,
+    max_tokens: int | None,
+    cold_start_samples: int,
+    store: Path | None,
+    against: Pretrained | None,
+    report: Callable[[str], None],
 ) -> Path:
     """Look into a model's memories; the report is `out`/inspection.json, tables and pictures stand beside it.
 
-    Args:
-        model: a model with memories.
-        out: gets inspection.json, inspection.md, attention.png, compression.png, memory.png and gain.png.
-        split: of the corpus that the model was trained on.
-        max_tokens: whole recordings, spread over the split, until they hold so many samples; None for all.
-        cold_start_samples: first samples of each recording that are left out.
-        store: the token store, where it is no longer where the recipe says.
-        against: another model of the same corpus; gains are also given over it.
-        report: called with a line for each thing done.
+    Recordings are chosen as by `evaluate`, and those that end within their cold start are left out. Gains are also
+    given over `against`, another model of the same corpus; `report` is called with a line for each thing done.
 
     Raises:
         InputError: if the model has no memory, the store is another, or recordings are too short.
@@ -89,9 +67,9 @@ def inspect(
     opened = model.open_store(store)
     if against is not None and against.manifest.store_digest != model.manifest.store_digest:
         raise InputError(f"{against.label} was trained on another corpus than {model.label}; name a model of the same.")
-    recordings = longer_than(choose_recordings(opened, split, max_tokens), cold_start_samples, split)
+    selection = longer_than(choose_recordings(opened, split, max_tokens), cold_start_samples)
     make_folder(out)
-    layers, num_segments = look_at_memories(model.model, opened, split, recordings)
+    looks, num_segments = look_at_memories(model.model, selection)
     report(f"attention of {num_segments} segments")
 
     def score(name: str, scored: Pretrained, alter: Callable[[State], State] | None = None) -> Bits:
@@ -99,9 +77,9 @@ def inspect(
         if alter is not None:
             # Every segment is predicted from altered memories.
             reading = replace(reading, window_length=scored.model.segment_length)
-        bits = bits_of_samples(scored.model, opened, split, recordings, reading, alter=alter)
+        bits = bits_of_samples(scored.model, selection, reading, alter=alter)
         bits = [each[cold_start_samples:] for each in bits]
-        report(f"{name}: {_mean(bits):.4f} bits per {opened.codec.unit}")
+        report(f"{name}: {np.concatenate(bits).mean(dtype=np.float64):.4f} bits per {opened.codec.unit}")
         return bits
 
     scores = {name: score(name, changed, alter) for name, changed, alter in _readings(model)}
@@ -111,7 +89,7 @@ def inspect(
         others["no compressed memory"] = scores["compressed_memory cut to 0"]
     if against is not None:
         others[against.recipe.name] = score(against.recipe.name, against)
-    groupings = _groupings(opened, split, recordings, cold_start_samples)
+    groupings = _groupings(selection, cold_start_samples)
     found = {
         "checkpoint": model.label,
         "recipe": model.recipe.name,
@@ -120,18 +98,13 @@ def inspect(
         "store": opened.path.name,
         "store_digest": opened.digest,
         "tokens": sum(map(len, scores[AS_TRAINED])),
-        "recordings": len(recordings),
+        "recordings": len(selection.recordings),
         "cold_start_samples": cold_start_samples,
         "version": __version__,
         "commit": commit(),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "attention": [_describe_attention(layer) for layer in layers],
-        "compression_losses": {
-            str(number): layer.compression_loss
-            for number, layer in enumerate(layers)
-            if layer.compression_loss is not None
-        },
-        "memory": _describe_memory(scores),
+        **looks,
+        "memory": _describe_memory(scores, groupings["all"]),
         "gains": {
             name: {by: _gains(grouping, scores[AS_TRAINED], other) for by, grouping in groupings.items()}
             for name, other in others.items()
@@ -164,23 +137,21 @@ def _readings(model: Pretrained) -> Iterator[tuple[str, Pretrained, Callable[[St
         yield f"{kind} shuffled", model, shuffled(kind)
 
 
-def _groupings(
-    store: TokenStore, split: str, recordings: tuple[Recording, ...], cold_start_samples: int
-) -> dict[str, Grouping]:
+def _groupings(selection: Selection, cold_start_samples: int) -> dict[str, Grouping]:
     """Group the scored samples by speaker and, where they are sound, by time since the onset and by class."""
     spans = [f"{low:g} to {high:g} s" for low, high in pairwise(ONSETS_SECONDS)]
     onsets = ["before the first sound", *spans, f"{ONSETS_SECONDS[-1]:g} s and more"]
-    speakers = list(dict.fromkeys(recording.speaker for recording in recordings))
+    speakers = list(dict.fromkeys(recording.speaker for recording in selection.recordings))
     names = {"all": ["all"], "onset": onsets, "speaker": speakers, "class": CLASSES}
     groupings = {by: Grouping(groups, labels=[]) for by, groups in names.items()}
-    for recording in recordings:
+    codec = selection.store.codec
+    for index, recording in enumerate(selection.recordings):
         num_scored = recording.length - cold_start_samples
         groupings["all"].labels.append(np.zeros(num_scored, dtype=int))
         groupings["speaker"].labels.append(np.full(num_scored, speakers.index(recording.speaker)))
-        if store.codec.sample_rate_hz is not None:
-            waveform = np.asarray(store.codec.decode(store.tokens(split, recording)))
-            classes = sound_classes(waveform, store.codec.sample_rate_hz)
-            since = seconds_since_onset(classes, store.codec.sample_rate_hz)
+        if codec.sample_rate_hz is not None:
+            classes = sound_classes(np.asarray(codec.decode(selection.tokens(index))), codec.sample_rate_hz)
+            since = seconds_since_onset(classes, codec.sample_rate_hz)
             groupings["class"].labels.append(classes[cold_start_samples:])
             groupings["onset"].labels.append(np.digitize(since, ONSETS_SECONDS)[cold_start_samples:])
     return groupings
@@ -197,20 +168,21 @@ def _gains(grouping: Grouping, mine: Bits, theirs: Bits) -> list[dict[str, Any]]
         return np.array([np.bincount(labels, each, len(grouping.names)) for labels, each in pairs])
 
     rows: list[dict[str, Any]] = []
-    bits, bits_of_other, counts = totals(mine), totals(theirs), totals([None] * len(mine))
-    for group, name in enumerate(grouping.names):
-        has_any = counts[:, group] > 0
+    for name, own, other, samples in zip(
+        grouping.names, totals(mine).T, totals(theirs).T, totals([None] * len(mine)).T, strict=True
+    ):
+        has_any = samples > 0
         if not has_any.any():
             continue
-        own, other, samples = (table[has_any, group] for table in (bits, bits_of_other, counts))
-        gain, ends = paired_difference(other, own, samples)
-        without = float(other.sum() / samples.sum())
+        gain, ends = paired_difference(other[has_any], own[has_any], samples[has_any])
+        num_samples = int(samples.sum())
+        without = float(other.sum() / num_samples)
         rows.append(
             {
                 "name": name,
-                "samples": int(samples.sum()),
-                "recordings": len(samples),
-                "bits_per_sample": float(own.sum() / samples.sum()),
+                "samples": num_samples,
+                "recordings": int(has_any.sum()),
+                "bits_per_sample": float(own.sum() / num_samples),
                 "bits_per_sample_of_other": without,
                 "gain": gain,
                 "interval": _known(ends),
@@ -220,33 +192,16 @@ def _gains(grouping: Grouping, mine: Bits, theirs: Bits) -> list[dict[str, Any]]
     return rows
 
 
-def _describe_attention(layer: LayerUse) -> dict[str, Any]:
-    return {
-        "keys": [{"kind": kind, "length": length} for kind, length in layer.keys],
-        "share": layer.shares,
-        "buckets": [{"kind": kind, "weight": weight} for kind, weight in buckets(layer.weights, layer.keys)],
-        "weights": [float(f"{weight:.6g}") for weight in layer.weights],
-    }
-
-
-def _describe_memory(scores: dict[str, Bits]) -> list[dict[str, Any]]:
+def _describe_memory(scores: dict[str, Bits], everything: Grouping) -> list[dict[str, Any]]:
     """Bits per sample of each reading, and how many they are above those as trained."""
-    counts = np.array([len(each) for each in scores[AS_TRAINED]])
-    as_trained = _totals(scores[AS_TRAINED])
-    rows = []
+    as_trained, rows = scores[AS_TRAINED], []
     for name, bits in scores.items():
-        loss, ends = paired_difference(_totals(bits), as_trained, counts)
-        rows.append({"name": name, "bits_per_sample": _mean(bits), "loss": loss, "interval": _known(ends)})
-    rows[0]["interval"] = _known(interval(as_trained, counts))
+        (found,) = _gains(everything, as_trained, bits)
+        mean, loss = found["bits_per_sample_of_other"], found["gain"]
+        rows.append({"name": name, "bits_per_sample": mean, "loss": loss, "interval": found["interval"]})
+    totals = np.array([each.sum(dtype=np.float64) for each in as_trained])
+    rows[0]["interval"] = _known(interval(totals, np.array([len(each) for each in as_trained])))
     return rows
-
-
-def _totals(bits: Bits) -> np.ndarray:
-    return np.array([each.sum(dtype=np.float64) for each in bits])
-
-
-def _mean(bits: Bits) -> float:
-    return float(_totals(bits).sum() / sum(map(len, bits)))
 
 
 def _known(ends: Interval) -> list[float] | None:

@@ -60,16 +60,13 @@ def _ends(row: dict[str, Any]) -> str:
 
 def draw(found: dict[str, Any], out: Path) -> None:
     """Write the pictures of an inspection: attention, memory and, where there is something, compression and gain."""
-    _save(_attention_figure(found), out / "attention.png")
-    _save(_memory_figure(found), out / "memory.png")
+    figures = {"attention": _attention_figure(found), "memory": _memory_figure(found)}
     if found["compression_losses"]:
-        _save(_compression_figure(found), out / "compression.png")
+        figures["compression"] = _compression_figure(found)
     if all(groups["onset"] for groups in found["gains"].values()):
-        _save(_gain_figure(found), out / "gain.png")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+        figures["gain"] = _gain_figure(found)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
 
 
 def _attention_figure(found: dict[str, Any]) -> Figure:

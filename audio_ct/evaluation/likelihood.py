@@ -7,10 +7,10 @@ past, are scored apart, and every later sample once.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -31,19 +31,16 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Reading:
-    """Sizes and number types with which recordings are read; the sizes do not change the bits beyond rounding.
-
-    Attributes:
-        batch_size: recordings read side by side.
-        window_length: tokens read at once, rounded up to whole segments.
-        precision: of autocast; float32 for none.
-        memory: type of the states.
-    """
+    """Sizes and number types with which recordings are read; the sizes do not change the bits beyond rounding."""
 
     batch_size: int
+    """Recordings read side by side."""
     window_length: int
+    """Tokens read at once, rounded up to whole segments."""
     precision: torch.dtype = torch.float32
+    """Of autocast; float32 for none."""
     memory: torch.dtype = torch.float32
+    """Of the states."""
 
     @classmethod
     def of(cls, recipe: Recipe, *, memory: torch.dtype = torch.float32) -> Self:
@@ -53,14 +50,20 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class ScoredWindow:
-    """A part of a recording and the cost of its samples.
+class Selection:
+    """Recordings of a split that are scored."""
 
-    Attributes:
-        recording: its index among those that are scored.
-        start: the part's first sample in the recording.
-        bits: of each sample [samples], float32.
-    """
+    store: TokenStore
+    split: str
+    recordings: tuple[Recording, ...]
+
+    def tokens(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Tokens of a recording, whole or from sample `start` up to `stop`."""
+        return self.store.tokens(self.split, self.recordings[index], start, stop)
+
+
+class ScoredWindow(NamedTuple):
+    """A part of a recording: the recording's index among those scored, the part's first sample, bits of each sample."""
 
     recording: int
     start: int
@@ -69,23 +72,18 @@ class ScoredWindow:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Total bits of each recording, one entry for each in the store's order.
-
-    Attributes:
-        names: of the recordings.
-        bits: of the scored samples.
-        tokens: number of scored samples.
-        cold_bits: of the first samples, which are not in `bits`.
-        cold_tokens: number of those.
-        tokens_per_second: samples read by the wall clock, cold ones included.
-    """
+    """Total bits of each recording, in the store's order; arrays are [num_recordings]."""
 
     names: tuple[str, ...]
     bits: np.ndarray
+    """Of the scored samples."""
     tokens: np.ndarray
+    """Number of scored samples."""
     cold_bits: np.ndarray
+    """Of the first samples, which are not in `bits`."""
     cold_tokens: np.ndarray
     tokens_per_second: float
+    """Samples read by the wall clock, cold ones included."""
 
     @property
     def bits_per_sample(self) -> float:
@@ -98,41 +96,39 @@ class Likelihood:
         return float(self.cold_bits.sum() / self.cold_tokens.sum()) if self.cold_tokens.any() else None
 
 
-def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> tuple[Recording, ...]:
+def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> Selection:
     """Take a split's recordings, or whole ones spread over it until they hold `max_tokens`; in the store's order.
 
     They are taken by steps of the golden ratio through the split, so that any number of them is spread evenly.
     """
     recordings = store.recordings(split)
     if max_tokens is None:
-        return recordings
+        return Selection(store, split, recordings)
     turns = sorted(range(len(recordings)), key=lambda index: (index * GOLDEN_RATIO) % 1)
     held = np.cumsum([recordings[index].length for index in turns])
     enough = int(np.searchsorted(held, max_tokens)) + 1
-    return tuple(recordings[index] for index in sorted(turns[:enough]))
+    return Selection(store, split, tuple(recordings[index] for index in sorted(turns[:enough])))
 
 
-def longer_than(recordings: tuple[Recording, ...], cold_start_samples: int, split: str) -> tuple[Recording, ...]:
+def longer_than(selection: Selection, cold_start_samples: int) -> Selection:
     """Keep the recordings that have samples after their cold start.
 
     Raises:
         InputError: if there are none.
     """
-    longer = tuple(recording for recording in recordings if recording.length > cold_start_samples)
+    longer = tuple(recording for recording in selection.recordings if recording.length > cold_start_samples)
     if not longer:
         raise InputError(
-            f"cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split {split!r} is "
-            "longer; lower it."
+            f"cold_start_samples={cold_start_samples} leaves nothing to score: no recording of split "
+            f"{selection.split!r} is longer; lower it."
         )
-    return longer
+    return replace(selection, recordings=longer)
 
 
 @torch.no_grad()
 def scored_windows(
     model: TokenModel,
-    store: TokenStore,
-    split: str,
-    recordings: tuple[Recording, ...],
+    selection: Selection,
     reading: Reading,
     *,
     alter: Callable[[State], State] | None = None,
@@ -140,19 +136,12 @@ def scored_windows(
 ) -> Iterator[ScoredWindow]:
     """Read recordings from a cold start each and yield the cost of their samples, window by window.
 
-    A lane takes the next recording as soon as its last one is done.
-
-    Args:
-        model: any model; left in evaluation mode.
-        store: the token store.
-        split: one of its splits.
-        recordings: some of the split's.
-        reading: how many tokens are read at once.
-        alter: changes the state that a window is predicted from; the state that is carried on stays as it was.
-        cells: score the coarser cell that holds each token instead of the token, see `coarser_cells`.
+    A lane takes the next recording as soon as its last one is done. The model is left in evaluation mode. `alter`
+    changes the state that a window is predicted from; the state that is carried on stays as it was. With `cells`, see
+    `coarser_cells`, the cost is that of the coarser cell that holds the token.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device, recordings = next(model.parameters()).device, selection.recordings
     window = math.ceil(reading.window_length / model.segment_length) * model.segment_length
     # The longest first, so that the last lanes end at about the same time.
     waiting = iter(sorted(range(len(recordings)), key=lambda index: -recordings[index].length))
@@ -171,9 +160,9 @@ def scored_windows(
         targets = np.full((num_lanes, window), -1, dtype=np.int64)
         reads = [(row, span) for row, span in enumerate(spans) if span is not None]
         for row, (index, start, stop) in reads:
-            tokens = store.tokens(split, recordings[index], max(start - 1, 0), stop).astype(np.int64)
+            tokens = selection.tokens(index, max(start - 1, 0), stop).astype(np.int64)
             if start == 0:
-                tokens = np.concatenate([[store.start_token], tokens])
+                tokens = np.concatenate([[selection.store.start_token], tokens])
             inputs[row, : stop - start], targets[row, : stop - start] = tokens[:-1], tokens[1:]
         fresh = torch.tensor([span is not None and span[1] == 0 for span in spans])
         if fresh.any():
@@ -190,50 +179,37 @@ def scored_windows(
 
 def likelihood(
     model: TokenModel,
-    store: TokenStore,
-    split: str,
-    recordings: tuple[Recording, ...],
+    selection: Selection,
     reading: Reading,
     *,
     cold_start_samples: int,
     cells: tuple[Tensor, Tensor] | None = None,
 ) -> Likelihood:
-    """Score recordings of a split under a model.
-
-    Args:
-        model: any model; left in evaluation mode.
-        store: the token store.
-        split: one of its splits.
-        recordings: some of the split's.
-        reading: how many tokens are read at once.
-        cold_start_samples: first samples of each recording that are scored apart.
-        cells: see `scored_windows`.
+    """Score recordings, the first samples of each apart; see `scored_windows`.
 
     Raises:
         InputError: if no recording is longer than the cold start.
     """
-    longer_than(recordings, cold_start_samples, split)
+    longer_than(selection, cold_start_samples)
     # Row 0 for the scored samples, row 1 for the cold ones.
-    bits = np.zeros((2, len(recordings)))
-    counts = np.zeros((2, len(recordings)), dtype=np.int64)
+    bits = np.zeros((2, len(selection.recordings)))
+    counts = np.zeros_like(bits, dtype=np.int64)
     began = time.perf_counter()
-    for window in scored_windows(model, store, split, recordings, reading, cells=cells):
+    for window in scored_windows(model, selection, reading, cells=cells):
         cold = min(max(cold_start_samples - window.start, 0), len(window.bits))
         for row, part in enumerate((window.bits[cold:], window.bits[:cold])):
             bits[row, window.recording] += part.sum(dtype=np.float64)
             counts[row, window.recording] += len(part)
     seconds = time.perf_counter() - began
-    names = tuple(recording.name for recording in recordings)
+    names = tuple(recording.name for recording in selection.recordings)
     return Likelihood(names, bits[0], counts[0], bits[1], counts[1], tokens_per_second=float(counts.sum() / seconds))
 
 
 def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, float | None]:
     """Measure a model in training on the validation split, as its recipe says; metrics for the tracker."""
-    recordings = choose_recordings(store, "validation", recipe.evaluation.max_validation_tokens)
+    selection = choose_recordings(store, "validation", recipe.evaluation.max_validation_tokens)
     cold_start_samples = recipe.evaluation.cold_start_samples
-    found = likelihood(
-        model, store, "validation", recordings, Reading.of(recipe), cold_start_samples=cold_start_samples
-    )
+    found = likelihood(model, selection, Reading.of(recipe), cold_start_samples=cold_start_samples)
     return {
         "validation_bits_per_sample": found.bits_per_sample,
         "validation_cold_start_bits_per_sample": found.cold_start_bits_per_sample,
@@ -280,8 +256,6 @@ def evaluate(
         )
     return likelihood(
         model.model,
-        opened,
-        split,
         choose_recordings(opened, split, max_tokens),
         Reading.of(model.recipe, memory=memory),
         cold_start_samples=cold_start_samples,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,32 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from audio_ct.errors import InputError
-from audio_ct.evaluation.likelihood import Reading, scored_windows
+from audio_ct.evaluation.likelihood import Reading, Selection, scored_windows
 from audio_ct.models.compression import attention_reconstruction
 from audio_ct.models.compressive_transformer import CompressiveLayer
 from audio_ct.models.stage import State, flatten, unflatten
 from audio_ct.models.token_model import TokenModel
-from audio_ct.tokens.store import Recording, TokenStore
 
 MAX_LANES = 8
 NUM_BUCKETS = 6
-
-
-@dataclass(frozen=True)
-class LayerUse:
-    """The use that a layer makes of its memories, averaged over heads, samples and segments.
-
-    Attributes:
-        keys: (kind, number of keys) in the order of the layer's keys, oldest first; kinds without keys are left out.
-        weights: the attention that each key received from a sample that sees it [keys].
-        shares: the share of all attention that each kind of key received, by kind.
-        compression_loss: mean square of attention reconstruction; None where nothing is compressed.
-    """
-
-    keys: list[tuple[str, int]]
-    weights: np.ndarray
-    shares: dict[str, float]
-    compression_loss: float | None
 
 
 class _Watch:
@@ -59,17 +40,25 @@ class _Watch:
             _, old_mem, new_cmem = self.layer.remember(x, state, received if self.layer.counts_usage else None)
             self.loss += float(attention_reconstruction(self.layer.attention, x, old_mem, new_cmem, "mean_square"))
 
-    def use(self) -> LayerUse:
-        """The averages."""
+    def describe_attention(self) -> dict[str, Any]:
+        """The attention that each kind of key, and each key, received, averaged over heads, samples and segments.
+
+        A key's weight is the mean over the samples that see it.
+        """
         shape, length = self.layer.shape, self.layer.shape.segment_length
-        kinds = (("compressed_memory", shape.compressed_length), ("memory", shape.memory_length), ("segment", length))
-        keys = [(kind, number) for kind, number in kinds if number]
-        mean = (self.received / self.num_segments).cpu().numpy()
-        parts = np.split(mean, np.cumsum([number for _, number in keys])[:-1])
-        shares = {kind: float(part.sum()) for (kind, _), part in zip(keys, parts, strict=True)}
+        kinds = {"compressed_memory": shape.compressed_length, "memory": shape.memory_length, "segment": length}
+        keys = [(kind, number) for kind, number in kinds.items() if number]
+        weights = (self.received / self.num_segments).cpu().numpy()
+        parts = np.split(weights, np.cumsum([number for _, number in keys])[:-1])
+        share = {kind: float(part.sum()) for (kind, _), part in zip(keys, parts, strict=True)}
         # A key of the segment is seen by itself and by those after it only.
-        mean[-length:] /= np.arange(length, 0, -1) / length
-        return LayerUse(keys, mean, shares, None if self.layer.compressor is None else self.loss / self.num_segments)
+        weights[-length:] /= np.arange(length, 0, -1) / length
+        return {
+            "keys": [{"kind": kind, "length": number} for kind, number in keys],
+            "share": share,
+            "buckets": [{"kind": kind, "weight": weight} for kind, weight in buckets(weights, keys)],
+            "weights": [float(f"{weight:.6g}") for weight in weights],
+        }
 
 
 def memory_layers(model: nn.Module) -> list[CompressiveLayer]:
@@ -79,48 +68,51 @@ def memory_layers(model: nn.Module) -> list[CompressiveLayer]:
 
 
 @torch.no_grad()
-def look_at_memories(
-    model: TokenModel, store: TokenStore, split: str, recordings: Sequence[Recording], *, max_segments: int = 256
-) -> tuple[list[LayerUse], int]:
+def look_at_memories(model: TokenModel, selection: Selection, *, max_segments: int = 256) -> tuple[dict[str, Any], int]:
     """Read the longest recordings side by side and watch the layers once their memories are full.
 
     Args:
         model: a model with memories; left in evaluation mode.
-        store: the token store.
-        split: one of its splits.
-        recordings: of which up to 8 are read, at least half as long as the longest, as far as the shortest goes.
+        selection: of which up to 8 are read, at least half as long as the longest, as far as the shortest goes.
         max_segments: read at most so many segments after memories are full.
 
     Returns:
-        The use of each layer, and the number of segments that it is averaged over.
+        {"attention": [of each layer], "compression_losses": {layer: mean square of attention reconstruction}}, and the
+        number of segments that they are averaged over.
 
     Raises:
         InputError: if no recording fills the memories.
     """
     model.eval()
-    layers, length = memory_layers(model), model.segment_length
+    watches, length = [_Watch(layer) for layer in memory_layers(model)], model.segment_length
     device = next(model.parameters()).device
-    warm_up = max(int(layer.shape.filled_after().max()) for layer in layers)
-    longest = sorted(recordings, key=lambda recording: -recording.length)
+    warm_up = max(int(watch.layer.shape.filled_after().max()) for watch in watches)
+    longest = sorted(selection.recordings, key=lambda recording: -recording.length)
     shortest = max(longest[0].length / 2, (warm_up + 1) * length + 1)
-    lanes = [each for each in longest[:MAX_LANES] if each.length >= shortest] or longest[:1]
+    lanes = [recording for recording in longest[:MAX_LANES] if recording.length >= shortest] or longest[:1]
     num_segments = min(lanes[-1].length // length, warm_up + max_segments)
     if num_segments <= warm_up:
         raise InputError(
-            f"split={split!r}: the longest recording has {lanes[0].length} samples, fewer than the "
+            f"split={selection.split!r}: the longest recording has {lanes[0].length} samples, fewer than the "
             f"{(warm_up + 1) * length} that fill the memories; choose another split or more of it."
         )
-    streams = np.stack([store.tokens(split, each, 0, num_segments * length).astype(np.int64) for each in lanes])
+    store, stop = selection.store, num_segments * length
+    streams = np.stack([store.tokens(selection.split, each, 0, stop).astype(np.int64) for each in lanes])
     inputs = np.pad(streams, ((0, 0), (1, 0)), constant_values=store.start_token)[:, :-1]
     state = model.initial_state(len(lanes), device)
-    watches = [_Watch(layer) for layer in layers]
     with ExitStack() as hooks:
         for number, segment in enumerate(torch.from_numpy(inputs).to(device).split(length, dim=1)):
             if number == warm_up:
                 for watch in watches:
                     hooks.enter_context(watch.layer.register_forward_hook(watch))
             state = model(segment, state).state
-    return [watch.use() for watch in watches], num_segments - warm_up
+    losses = {
+        str(number): watch.loss / watch.num_segments
+        for number, watch in enumerate(watches)
+        if watch.layer.compressor is not None
+    }
+    attention = [watch.describe_attention() for watch in watches]
+    return {"attention": attention, "compression_losses": losses}, num_segments - warm_up
 
 
 def buckets(weights: np.ndarray, keys: Sequence[tuple[str, int]]) -> list[tuple[str, float]]:
@@ -157,16 +149,10 @@ def _altered(state: State, kind: str, change: Callable[[Tensor], Tensor]) -> Sta
 
 
 def bits_of_samples(
-    model: TokenModel,
-    store: TokenStore,
-    split: str,
-    recordings: tuple[Recording, ...],
-    reading: Reading,
-    *,
-    alter: Callable[[State], State] | None = None,
+    model: TokenModel, selection: Selection, reading: Reading, *, alter: Callable[[State], State] | None = None
 ) -> list[np.ndarray]:
     """The cost in bits of every sample of every recording, [length] float32 each; see `scored_windows`."""
-    bits = [np.zeros(recording.length, dtype=np.float32) for recording in recordings]
-    for window in scored_windows(model, store, split, recordings, reading, alter=alter):
+    bits = [np.zeros(recording.length, dtype=np.float32) for recording in selection.recordings]
+    for window in scored_windows(model, selection, reading, alter=alter):
         bits[window.recording][window.start : window.start + len(window.bits)] = window.bits
     return bits

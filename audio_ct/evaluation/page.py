@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 
 from audio_ct.audio.spectrogram import COLOUR_MAP, COLOUR_RANGE_DB, mel_db
 from audio_ct.durable import write_whole
-from audio_ct.errors import InputError
 
 REFERENCE_LABELS = {
     "uniform": "Uniform",
@@ -60,30 +59,11 @@ NUM_COLOURS = 8
 Rows = Sequence[Mapping[str, Any]]
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder of a report where it is missing.
-
-    Raises:
-        InputError: if it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(out)!r} cannot be made: {error.strerror}; choose a writable place.") from error
-
-
 def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
     """Write `out`/index.html, which carries its own pictures and sound, and `out`/comparison.json with all figures.
 
-    Each file is written whole or not at all. Figures that are not finite count as unknown.
-
-    Args:
-        comparison: figures and samples, as `audio_ct.evaluation.comparison` gathers them. A sample is {label, waveform,
-            warnings}, waveform [num_samples] float32; figures may be None.
-        out: a folder; the two files in it are replaced.
-
-    Returns:
-        Path of index.html.
+    Each file is written whole or not at all. Figures that are None or not finite count as unknown. A sample is {label,
+    waveform, warnings}, its waveform [num_samples] float32. Returns the path of index.html.
     """
     plain = _plain(comparison)
     pictures = _Pictures(comparison)

@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from typing import Self
 
 import numpy as np
 import torch
 
-from audio_ct.errors import InputError
-from audio_ct.evaluation.likelihood import choose_recordings
+from audio_ct.evaluation.likelihood import Selection, choose_recordings
 from audio_ct.models.linear_prediction import BackwardPredictor
 from audio_ct.models.settings import LinearPredictionSettings
-from audio_ct.tokens.store import Recording, TokenStore
 
 # Above these a table of counts stops being small: 256^3 counts are 134 MB, 4096^2 as many.
 MAX_VOCABULARY_SIZE_ORDER_1 = 4096
@@ -37,23 +36,24 @@ SMOOTHING = 0.02
 CHUNK_TOKENS = 1 << 14
 
 
+@dataclass(frozen=True)
 class ReferenceLine(ABC):
-    """Counts on a training split that give every next token a probability."""
+    """Counts on a training split that give every next token a probability; the start token precedes every recording."""
+
+    vocabulary_size: int
+    start_token: int
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, start_token: int) -> Self:
+        """Count recordings [num_tokens] of a training split, in one pass."""
 
     @abstractmethod
     def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the bits that tokens [time] of a recording cost, in chunks [orders, chunk], each token once."""
 
     def bits_per_sample(self, recordings: Iterable[np.ndarray], first_scored: int) -> list[float]:
-        """Mean code length of each order on the positions on which the models are scored.
-
-        Args:
-            recordings: [num_tokens] integers each.
-            first_scored: positions t >= first_scored of every recording are scored; those before are context.
-
-        Raises:
-            InputError: if no position is scored, or a token is outside the vocabulary.
-        """
+        """Mean code length of each order over positions t >= first_scored; those before are context only."""
         total, num_scored = np.zeros(1), 0
         for recording in recordings:
             start = 0
@@ -62,10 +62,7 @@ class ReferenceLine(ABC):
                 start += bits.shape[1]
                 total = total + scored.sum(axis=1)
                 num_scored += scored.shape[1]
-        if num_scored == 0:
-            raise InputError(
-                f"first_scored={first_scored}: no recording is longer than that; score fewer or longer ones."
-            )
+        assert num_scored > 0
         return [float(bits) / num_scored for bits in total]
 
 
@@ -80,31 +77,23 @@ class CountingLine(ReferenceLine):
     where distinct(h) is the number of different tokens seen after context h, h' is h without its oldest token, and
     below order 0 stands the uniform distribution. No token has probability 0; a context never seen falls back whole.
 
-    Attributes:
-        counts: int64 of each order k, [vocabulary] * (k + 1): oldest context token first, next token last.
-        start_token: stands before every recording.
-
     Source: Witten & Bell 1991, "The zero-frequency problem", method C; Chen & Goodman 1998, section 2.4.
     """
 
     counts: tuple[np.ndarray, ...]
-    start_token: int
+    """int64 of each order k, [vocabulary] * (k + 1): oldest context token first, next token last."""
 
     @classmethod
-    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, *, start_token: int) -> "CountingLine":
-        """Count recordings [num_tokens] of a training split, one pass, in memory that depends on the vocabulary only.
-
-        Raises:
-            InputError: if a token is outside the vocabulary.
-        """
+    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, start_token: int) -> Self:
+        """Count tokens after each context."""
         limits = (MAX_VOCABULARY_SIZE_ORDER_1, MAX_VOCABULARY_SIZE_ORDER_2)
         num_orders = 1 + sum(vocabulary_size <= limit for limit in limits)
         counts = tuple(np.zeros((vocabulary_size,) * (order + 1), np.int64) for order in range(num_orders))
         for recording in recordings:
-            for context in _contexts(recording, start_token, vocabulary_size):
+            for context in _contexts(recording, start_token):
                 for order, table in enumerate(counts):
                     np.add.at(table.reshape(-1), np.ravel_multi_index(context[2 - order :], table.shape), 1)
-        return cls(counts, start_token)
+        return cls(vocabulary_size, start_token, counts)
 
     @cached_property
     def _totals(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,9 +102,8 @@ class CountingLine(ReferenceLine):
 
     def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
         """See the base class; one row for each order."""
-        vocabulary_size = len(self.counts[0])
-        for context in _contexts(recording, self.start_token, vocabulary_size):
-            probability = np.full(len(context[-1]), 1 / vocabulary_size)
+        for context in _contexts(recording, self.start_token):
+            probability = np.full(len(context[-1]), 1 / self.vocabulary_size)
             bits = []
             for order, (counts, (total, distinct)) in enumerate(zip(self.counts, self._totals, strict=True)):
                 history = context[2 - order : 2]
@@ -128,24 +116,19 @@ class CountingLine(ReferenceLine):
 
 @dataclass(frozen=True)
 class LinearPredictionLine(ReferenceLine):
-    """Counts of token minus rounded prediction, one row for each pair of expected errors.
-
-    Attributes:
-        counts: [levels, levels, 2 vocabulary - 1], from distance 1 - vocabulary up.
-        start_token: stands before every recording.
-    """
+    """Counts of token minus rounded prediction, apart for each pair of expected errors."""
 
     counts: np.ndarray
-    start_token: int
+    """[levels, levels, 2 vocabulary - 1], from distance 1 - vocabulary up."""
 
     @classmethod
-    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, *, start_token: int) -> "LinearPredictionLine":
-        """Count distances on recordings [num_tokens] of a training split, one pass."""
+    def fit(cls, recordings: Iterable[np.ndarray], vocabulary_size: int, start_token: int) -> Self:
+        """Count distances from the predictions."""
         counts = np.full((NUM_LEVELS, NUM_LEVELS, 2 * vocabulary_size - 1), SMOOTHING)
         for recording in recordings:
             for levels, nearest, tokens in _predictions(recording, vocabulary_size, start_token):
                 np.add.at(counts, (*levels, tokens - nearest + vocabulary_size - 1), 1)
-        return cls(counts, start_token)
+        return cls(vocabulary_size, start_token, counts)
 
     @cached_property
     def _below(self) -> np.ndarray:
@@ -154,45 +137,36 @@ class LinearPredictionLine(ReferenceLine):
 
     def code_lengths(self, recording: np.ndarray) -> Iterator[np.ndarray]:
         """See the base class; a single row."""
-        vocabulary_size = (self.counts.shape[-1] + 1) // 2
-        for levels, nearest, tokens in _predictions(recording, vocabulary_size, self.start_token):
-            lowest = vocabulary_size - 1 - nearest
+        for levels, nearest, tokens in _predictions(recording, self.vocabulary_size, self.start_token):
+            lowest = self.vocabulary_size - 1 - nearest
             # A token's distance must leave it on the scale.
-            on_scale = self._below[(*levels, lowest + vocabulary_size)] - self._below[(*levels, lowest)]
+            on_scale = self._below[(*levels, lowest + self.vocabulary_size)] - self._below[(*levels, lowest)]
             yield -np.log2(self.counts[(*levels, lowest + tokens)] / on_scale)[None]
 
 
-def reference_lines(
-    store: TokenStore, split: str, recordings: tuple[Recording, ...], first_scored: int
-) -> dict[str, float | None]:
-    """Bits per sample of every line, fitted to the store's training split.
-
-    Args:
-        store: the token store.
-        split: one of its splits.
-        recordings: the split's recordings that are scored.
-        first_scored: their first samples are context only.
+def reference_lines(selection: Selection, first_scored: int) -> dict[str, float | None]:
+    """Bits per sample of every line, fitted to the store's training split; the first samples are context only.
 
     Returns:
         uniform, unigram, order_1, order_2 and linear_prediction; None for what is too large for the vocabulary.
     """
-    size, start_token = store.vocabulary_size, store.start_token
-    scored = [store.tokens(split, recording) for recording in recordings]
+    store, size = selection.store, selection.store.vocabulary_size
+    scored = [selection.tokens(index) for index in range(len(selection.recordings))]
     train = (store.tokens("train", recording) for recording in store.recordings("train"))
-    counted = CountingLine.fit(train, size, start_token=start_token).bits_per_sample(scored, first_scored)
+    counted = CountingLine.fit(train, size, store.start_token).bits_per_sample(scored, first_scored)
     lines = {"uniform": float(np.log2(size)), **dict(zip_longest(("unigram", "order_1", "order_2"), counted))}
     lines["linear_prediction"] = None
     if size <= MAX_VOCABULARY_SIZE_LINEAR_PREDICTION:
         part = (
             store.tokens("train", recording, 0, min(recording.length, LINEAR_PREDICTION_TOKENS))
-            for recording in choose_recordings(store, "train", LINEAR_PREDICTION_TOKENS)
+            for recording in choose_recordings(store, "train", LINEAR_PREDICTION_TOKENS).recordings
         )
-        line = LinearPredictionLine.fit(part, size, start_token=start_token)
+        line = LinearPredictionLine.fit(part, size, store.start_token)
         (lines["linear_prediction"],) = line.bits_per_sample(scored, first_scored)
     return lines
 
 
-def _contexts(recording: np.ndarray, start_token: int, vocabulary_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _contexts(recording: np.ndarray, start_token: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the tokens at t - 2, t - 1 and t for all t, in chunks: [chunk] int64 each.
 
     Recording a b c gives (start, start, a), (start, a, b), (a, b, c).
@@ -200,11 +174,6 @@ def _contexts(recording: np.ndarray, start_token: int, vocabulary_size: int) -> 
     padded = np.concatenate([np.full(2, start_token, dtype=recording.dtype), recording])
     for begin in range(0, len(recording), CHUNK_TOKENS):
         chunk = padded[begin : begin + CHUNK_TOKENS + 2].astype(np.int64)
-        if chunk.min() < 0 or chunk.max() >= vocabulary_size:
-            raise InputError(
-                f"tokens: range {chunk.min()}..{chunk.max()} must lie in 0..{vocabulary_size - 1}; "
-                "check the number of bits of the store."
-            )
         yield chunk[:-2], chunk[1:-1], chunk[2:]
 
 

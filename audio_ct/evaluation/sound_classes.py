@@ -13,14 +13,10 @@ FRAME_SECONDS = 0.032
 
 
 def sound_classes(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """The class of each sample as an index into CLASSES [num_samples] int8.
+    """The class of each sample of a mono waveform [num_samples] as an index into CLASSES [num_samples] int8.
 
     A sample is silent where its frame of 32 ms is 40 dB below the recording's loudest; else voiced where probabilistic
     YIN finds a pitch of 60 to 500 Hz, and unvoiced where not.
-
-    Args:
-        waveform: [num_samples] float, mono.
-        sample_rate_hz: sample rate.
     """
     if waveform.size == 0 or not np.any(waveform):
         return np.zeros(waveform.size, dtype=np.int8)

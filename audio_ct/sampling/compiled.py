@@ -56,11 +56,10 @@ def compiling_pays(model: nn.Module, num_samples: int) -> bool:
 
 
 def prepare(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    """Make a function of machine code that calls a module with these very arguments.
+    """Make a function of machine code that calls a module with these very arguments, left as they are for now.
 
-    Args:
-        module: of static shapes, without decisions that depend on data; works in place.
-        arguments: tensors and nested dictionaries of them, left as they are for now.
+    The module has static shapes, makes no decisions that depend on data, and works in place; arguments are tensors and
+    nested dictionaries of them.
 
     Raises:
         InputError: if it cannot be compiled here, or the code cannot be kept.
@@ -118,7 +117,7 @@ def _package(exported: torch.export.ExportedProgram, settings: dict[str, Any], k
     """
     from torch._inductor import aoti_compile_and_package
 
-    folder = cache_folder()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "audio-ct", "steps")
     for path in folder.glob(f"{key}-*.pt2"):
         if path.stem == f"{key}-{sha256_of(path)[:32]}":
             # The time of last use, by which old steps are removed.
@@ -175,8 +174,3 @@ def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[
         with torch.cuda.graph(graph):
             compiled(*arguments)
     return graph.replay
-
-
-def cache_folder() -> Path:
-    """The folder of compiled steps."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "audio-ct" / "steps"

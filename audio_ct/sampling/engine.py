@@ -31,7 +31,7 @@ THREADS_FROM_WAVEFORMS = 8
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How steps are computed. Each option rounds in its own way, so that a seed gives other samples.
+    """The arithmetic of steps. Each option rounds in its own way, so that a seed gives other samples.
 
     Attributes:
         compiled: compile the step; on a GPU it is captured as well.
@@ -51,11 +51,9 @@ class Sampler:
     """A model ready to make a number of waveforms side by side, any number of times.
 
     Args:
-        model: any model, on the device where it shall run; a copy of it is used.
-        num_waveforms: waveforms made side by side.
+        model: on the device where it shall run; a copy of it is used.
         filters: changes to predictions; by default none, so that waveforms follow the distribution that likelihoods
             measure.
-        options: how steps are computed.
 
     Raises:
         InputError: if the number of waveforms is out of range.
@@ -96,15 +94,21 @@ class Sampler:
         Waveform i draws from its own generator, seeded with seed + i.
 
         Args:
-            num_samples: new samples of each waveform.
-            start_token: token that the model reads first, the code of silence.
+            num_samples: of each waveform, without the prompt.
+            start_token: token that the model reads first, the codec's.
             seed: of the first waveform.
             prompt: tokens to continue, the same for every waveform.
         """
         generators = [torch.Generator().manual_seed(seed + i) for i in range(self._num_waveforms)]
         past = torch.full((1,), start_token) if prompt is None else torch.cat([torch.tensor([start_token]), prompt])
         past = past.to(self._device).expand(self._num_waveforms, -1)
-        state, offset = self._begin(past[:, :-1])
+        state = self._model.initial_state(self._num_waveforms, self._device, self._memory)
+        if past.shape[1] > 1:
+            _, state = consume(self._model, past[:, :-1], state)
+        # Samples of the current stretch that have been read.
+        offset = position(state)
+        if offset:
+            self._hold(state.pop("cache"))
         self._tokens.copy_(past[:, -1])
         for begin in range(0, num_samples, BLOCK_SAMPLES):
             length = min(BLOCK_SAMPLES, num_samples - begin)
@@ -123,17 +127,6 @@ class Sampler:
                     elif offset % self._model.period == 0:
                         self._model.advance(self._caches, offset)
             yield self._block[:, :length].cpu().clone()
-
-    def _begin(self, past: Int[Tensor, "num_waveforms time"]) -> tuple[State, int]:
-        """The state at the start of the current stretch and the samples of it read, after tokens, which may be none."""
-        state = self._model.initial_state(self._num_waveforms, self._device, self._memory)
-        if past.shape[1] == 0:
-            return state, 0
-        _, state = consume(self._model, past, state)
-        offset = position(state)
-        if offset:
-            self._hold(state.pop("cache"))
-        return state, offset
 
     def _hold(self, caches: State) -> None:
         """Put the caches of a stretch where the step looks for them; the first ones stay where they are."""
@@ -156,14 +149,9 @@ class _Step(nn.Module):
         self._filters = filters
 
     def forward(self, tokens: Tensor, cursor: Tensor, uniforms: Tensor, block: Tensor, caches: State) -> None:
-        """Replace tokens by the next ones, drawn with the uniform numbers at the cursor, and put them into the block.
+        """Replace tokens [num_waveforms] by the next ones and put them into the block [num_waveforms, BLOCK_SAMPLES].
 
-        Args:
-            tokens: the last of each waveform [num_waveforms].
-            cursor: place in the block [1]; moved on.
-            uniforms: in [0, 1), [BLOCK_SAMPLES, num_waveforms].
-            block: drawn tokens [num_waveforms, BLOCK_SAMPLES].
-            caches: of the model.
+        They are drawn with the uniform numbers [BLOCK_SAMPLES, num_waveforms] at the cursor [1], which is moved on.
         """
         logits = self.model.read(tokens, caches)
         tokens.copy_(self._draw(logits, uniforms.index_select(0, cursor)[0]))
@@ -175,22 +163,6 @@ class _Step(nn.Module):
         if self._filters == NO_FILTERS:
             return self.model.head.draw(logits, uniform)
         return draw_from(filtered_probabilities(self.model.head.distribution(logits), self._filters), uniform)
-
-
-def generate(
-    model: TokenModel,
-    *,
-    num_waveforms: int,
-    num_samples: int,
-    start_token: int,
-    seed: int,
-    prompt: Int[Tensor, " time"] | None = None,
-    filters: Filters = NO_FILTERS,
-    options: EngineOptions = PLAIN,
-) -> Iterator[Int[Tensor, "num_waveforms time"]]:
-    """Yield blocks of new tokens, once; see `Sampler` and its `generate`."""
-    sampler = Sampler(model, num_waveforms=num_waveforms, filters=filters, options=options)
-    return sampler.generate(num_samples=num_samples, start_token=start_token, seed=seed, prompt=prompt)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from audio_ct import __version__
+from audio_ct.durable import make_folder
 from audio_ct.errors import InputError
 from audio_ct.models.token_model import TokenModel
 from audio_ct.provenance import commit
@@ -28,9 +29,9 @@ class WrittenSample:
     """A generated file.
 
     Attributes:
-        path: the file; a sidecar of the same name with .json stands beside it.
-        tokens: generated tokens [time], without the prompt.
-        warnings: faults that `Codec.check` finds; empty if there are none.
+        path: of the file; a sidecar of the same name with .json stands beside it.
+        tokens: [time], without the prompt.
+        warnings: faults that `Codec.check` finds.
         picture: spectrogram of it, where pictures were asked for and there is something to draw.
     """
 
@@ -64,8 +65,8 @@ def write_samples(
     begins with the prompt.
 
     Args:
-        model: any model, on the device where it shall run.
-        codec: of its tokens.
+        model: on the device where it shall run.
+        codec: of the model's tokens.
         folder: made if missing.
         stem: beginning of the file names.
         num: files, made side by side.
@@ -125,17 +126,9 @@ def write_samples(
 
 
 def samples_of_run(recipe: Recipe, model: TokenModel, store: TokenStore, step: int, folder: Path) -> list[Path]:
-    """Make the samples that a run makes of itself while it trains.
+    """Make the samples that a run makes of itself while it trains: the files and their pictures.
 
-    Args:
-        recipe: of the run; its `sampling` section names their number and length.
-        model: as it stands.
-        store: corpus of the run.
-        step: steps that were trained, for the files' names.
-        folder: gets the files.
-
-    Returns:
-        The files and their pictures.
+    The recipe's `sampling` section has their number and length; their names have the step.
     """
     sampling, codec = recipe.sampling, store.codec
     length = {"seconds": sampling.seconds} if codec.sample_rate_hz else {"num_bytes": sampling.num_bytes}
@@ -158,10 +151,7 @@ def samples_of_run(recipe: Recipe, model: TokenModel, store: TokenStore, step: i
 
 def _free_paths(folder: Path, stem: str, suffix: str, num: int, overwrite: bool) -> list[Path]:
     """Make the folder and name its files, none of which exists, nor do their sidecars."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(folder)!r} cannot be made: {error.strerror}; choose a writable place.") from error
+    make_folder(folder)
     paths = [folder / f"{stem}-{i:02d}.{suffix}" for i in range(num)]
     for path in (file for main in paths for file in (main, main.with_suffix(".json"))):
         if path.exists() and not overwrite:

@@ -27,56 +27,42 @@ _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """The way in which a study's recipes are run, scored and compared.
-
-    Attributes:
-        seeds: of the runs of each variant.
-        settings: "section.key=value" texts, over every variant.
-        split: of the corpus, on which the runs are compared.
-        max_tokens: score whole recordings, spread over the split, until they hold this many samples; None for all.
-        cold_start_samples: first samples of each recording, scored apart.
-        jobs: runs side by side.
-        only: names of the variants that are run; the others are in the table with what they have. None for all.
-        baseline: the variant that others are compared with; None for the one that is the base itself, else the first.
-        command: the command line, for the record.
-    """
+    """The way in which a study's recipes are run, scored and compared."""
 
     seeds: tuple[int, ...] = (0,)
     settings: tuple[str, ...] = ()
+    """Over every variant, as "section.key=value"."""
     split: str = "test"
     max_tokens: int | None = None
+    """Score whole recordings, spread over the split, until they hold this many samples; None for all."""
     cold_start_samples: int = 1024
     jobs: int = 1
+    """Runs side by side."""
     only: tuple[str, ...] | None = None
+    """Variants that are run; the others are in the table with what they have. None for all."""
     baseline: str | None = None
+    """The variant that others are compared with; None for the one that is the base itself, else the first."""
     command: str = ""
+    """The command line, for the record."""
 
     @property
     def scoring(self) -> dict[str, Any]:
         """The options on which a run's score depends."""
-        return {
-            "split": self.split,
-            "max_tokens": self.max_tokens,
-            "cold_start_samples": self.cold_start_samples,
-        }
+        return {key: getattr(self, key) for key in ("split", "max_tokens", "cold_start_samples")}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One recipe of a study.
-
-    Attributes:
-        name: its file's name without .yaml.
-        description: the comment on its file's first line, or "".
-        recipe: whole, with a seed and a name that the runs replace.
-    """
+    """A recipe of a study; its seed and name are replaced by the runs' own."""
 
     name: str
+    """Its file's, without .yaml."""
     description: str
+    """The comment on its file's first line, or ""."""
     recipe: Recipe
 
     def differences(self, other: "Variant") -> dict[str, Any]:
-        """Return {"section.key": value} of every value that is not the other's."""
+        """{"section.key": value} of every value that is not the other's."""
         values, others = (flat(variant.recipe.model_dump(exclude={"name", "seed"})) for variant in (self, other))
         return {key: values.get(key) for key in others | values if values.get(key) != others.get(key)}
 
@@ -107,21 +93,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A folder of recipes, checked.
-
-    Attributes:
-        name: the folder's.
-        out: where everything is written.
-        variants: in the order of their names, numbers by their value.
-        runs: of all variants, seed by seed.
-        baseline: the variant that others are compared with.
-        options: how it is run.
-    """
+    """A folder of recipes, checked."""
 
     name: str
     out: Path
     variants: tuple[Variant, ...]
+    """In the order of their names, numbers by their value."""
     runs: tuple[Run, ...]
+    """Of all variants, seed by seed."""
     baseline: Variant
     options: StudyOptions
 
@@ -138,11 +117,6 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
     A folder with base.yaml, a whole recipe, holds beside it files of what differs from it; without one it holds whole
     recipes. base.yaml alone is a study of one variant.
 
-    Args:
-        folder: holds the *.yaml.
-        out: where runs and results will be.
-        options: how the study is run.
-
     Raises:
         MissingError: if there is no such folder, or no recipe in it.
         InputError: naming every fault of every recipe at once, a line each.
@@ -156,11 +130,8 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
         for name in names
         if name not in by_name
     ]
-    for section, rule in (
-        ("corpus", "models of one study learn from one store"),
-        ("tracking", "runs of one study are kept in one place"),
-    ):
-        faults += _unlike_the_first(variants, section, rule)
+    faults += _unlike_the_first(variants, "corpus", "models of one study learn from one store")
+    faults += _unlike_the_first(variants, "tracking", "runs of one study are kept in one place")
     if len(set(options.seeds)) < len(options.seeds):
         faults.append(f"--seeds {' '.join(map(str, options.seeds))}: a seed stands twice; leave one out.")
     if faults:
@@ -171,13 +142,13 @@ def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Return a key to sort names by: rate-2 before rate-10."""
+    """A key to sort names by: rate-2 before rate-10."""
     parts = re.findall(r"\d+|\D+", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _read_variants(folder: Path, settings: Sequence[str]) -> list[Variant]:
-    """Return the variants in their order, all their faults in one error."""
+    """Read the variants in their order; all their faults are one error."""
     if not folder.is_dir():
         raise MissingError(f"study {str(folder)!r} is not a folder; name one with recipes in it.")
     paths = sorted(folder.glob("*.yaml"), key=lambda path: natural_order(path.stem))
@@ -218,7 +189,7 @@ def _read_variant(path: Path, base: str | None, settings: Sequence[str]) -> Vari
 
 
 def _default_baseline(variants: dict[str, Variant], folder: Path, options: StudyOptions) -> str:
-    """Return the name of the first variant to be run that differs from the base in nothing, or else of the first."""
+    """The name of the first variant to be run that is the base itself, or else of the first."""
     names = [name for name in variants if name in (options.only or variants)] or list(variants)
     base_path = folder / BASE_FILE
     base = parse_recipe(read_recipe(base_path), options.settings) if base_path.is_file() else None
@@ -226,7 +197,7 @@ def _default_baseline(variants: dict[str, Variant], folder: Path, options: Study
 
 
 def _unlike_the_first(variants: Sequence[Variant], section: str, rule: str) -> list[str]:
-    """Return a fault for each value of a section that is not the first variant's."""
+    """A fault for each value of a section that is not the first variant's."""
     first = variants[0]
     return [
         f"{variant.name}: {key}={value!r} is {first.differences(variant)[key]!r} in {first.name}; {rule}: "
@@ -243,7 +214,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _run(variant: Variant, study: str, seed: int, out: Path) -> Run:
-    """Return a variant's run; all runs are tracked in one place, beside the study's folder."""
+    """Make a variant's run; all runs are tracked in one place, beside the study's folder."""
     recipe = variant.recipe
     tracking = recipe.tracking.model_copy(update={"uri": recipe.tracking.uri or default_uri(out)})
     name = f"{study}/{variant.name}/seed-{seed}"

@@ -21,7 +21,7 @@ from audio_ct.studies.runs import Outcome
 from audio_ct.studies.seeds import Mean, difference_over_seeds, mean_over_seeds
 from audio_ct.tokens.store import TokenStore
 
-RECORD_FILE, TABLE_FILE, FIGURE_FILE, CURVES_FILE = "study.json", "table.md", "figure.png", "curves.png"
+REPORT_FILES = RECORD_FILE, TABLE_FILE, FIGURE_FILE, CURVES_FILE = "study.json", "table.md", "figure.png", "curves.png"
 MAX_LISTED_CHANGES = 4
 UNKNOWN = "\N{EN DASH}"
 # Curves are shown from this share of training on: before it they fall so far that the rest would be one line.
@@ -30,22 +30,10 @@ LINE_STYLES = ("-", "--", ":", "-.")
 NUM_COLOURS = 10
 
 
-def report_paths(out: Path) -> list[Path]:
-    """Return the files of a study's report."""
-    return [out / name for name in (RECORD_FILE, TABLE_FILE, FIGURE_FILE, CURVES_FILE)]
-
-
 def summarise(
     study: Study, outcomes: Mapping[str, Outcome], store: TokenStore, parameters: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return everything that is known of a study, as JSON holds it.
-
-    Args:
-        study: as planned.
-        outcomes: by the runs' names.
-        store: the corpus of all runs.
-        parameters: of each variant's model, by the variant's name.
-    """
+    """Everything that is known of a study, as JSON; outcomes by the runs' names, parameters by the variants'."""
     by_variant = {
         variant.name: [outcomes[run.name] for run in study.runs if run.variant == variant.name]
         for variant in study.variants
@@ -76,13 +64,12 @@ def _summarise_variant(
 ) -> dict[str, Any]:
     outcomes, differences = by_variant[variant.name], variant.differences(baseline)
     bits = _by_seed(outcomes, "bits_per_sample")
-    mean = mean_over_seeds(list(bits.values()))
     difference = None
     if variant is not baseline:
         difference = difference_over_seeds(bits, _by_seed(by_variant[baseline.name], "bits_per_sample"))
-    validation, speed = (
+    mean, validation, speed = (
         mean_over_seeds(list(_by_seed(outcomes, figure).values()))
-        for figure in ("validation_bits_per_sample", "training_tokens_per_second")
+        for figure in ("bits_per_sample", "validation_bits_per_sample", "training_tokens_per_second")
     )
     return {
         "name": variant.name,
@@ -113,7 +100,7 @@ def _by_seed(outcomes: Sequence[Outcome], figure: str) -> dict[int, float]:
 
 
 def _mean_curve(curves: Sequence[Sequence[dict[str, float | None]]]) -> list[dict[str, float]]:
-    """Return validation bits over training, where every seed has them: mean, lowest and highest."""
+    """Validation bits over training, where every seed has them: mean, lowest and highest."""
     found: defaultdict[float, list[float]] = defaultdict(list)
     for curve in curves:
         # Where a run was resumed, the last figure for a place counts.

@@ -36,21 +36,17 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The state of a run, with its figures.
-
-    Attributes:
-        run: the run.
-        state: "done"; "failed", by itself; "stopped" on request; "waiting", with whatever it has so far.
-        error: one line, where it failed.
-        figures: of a run that is done; see `_figures`.
-        curve: validation over training, where it is done: [{tokens, training_bits, validation_bits}].
-    """
+    """The state of a run, with its figures."""
 
     run: Run
     state: str
+    """One of "done", "failed", "stopped" on request, and "waiting" with whatever it has so far."""
     error: str | None = None
+    """One line, where it failed."""
     figures: dict[str, Any] | None = None
+    """Of a run that is done; see `_figures`."""
     curve: Sequence[dict[str, float | None]] = ()
+    """Validation over training, where it is done: [{tokens, training_bits, validation_bits}]."""
 
 
 class Commands:
@@ -68,12 +64,7 @@ class Commands:
         self._jobs = jobs
 
     def __call__(self, arguments: Sequence[str], run: Run, *, output: IO[bytes] | None = None) -> None:
-        """Run a command to its end.
-
-        Args:
-            arguments: of audio-ct.
-            run: whose log gets what the command prints, and whose recipe says the number of threads.
-            output: gets standard output instead of the log.
+        """Run an audio-ct command to its end; what it prints goes into the run's log, standard output into `output`.
 
         Raises:
             StoppedError: if the command ended because of a stop request.
@@ -110,7 +101,7 @@ class Commands:
             raise AudioCTError(_last_line(run.log_file) or f"{arguments[0]} ended with status {status}.")
 
     def _threads(self, run: Run) -> dict[str, str]:
-        """Return the environment that keeps commands side by side from each taking every core."""
+        """The environment that keeps commands side by side from each taking every core."""
         num_threads = run.recipe.training.num_threads
         if not num_threads and self._jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
             num_threads = max(1, joblib.cpu_count() // self._jobs)
@@ -118,16 +109,15 @@ class Commands:
 
 
 def outcome(run: Run, options: StudyOptions) -> Outcome:
-    """Return the outcome of a run as it stands; changes nothing."""
+    """The outcome of a run as it stands; changes nothing."""
     scored = _trained_checkpoint(run)
-    evaluation = None if scored is None else _evaluation(run, scored, options)
-    if scored is None or evaluation is None:
+    if scored is None or (evaluation := _evaluation(run, scored, options)) is None:
         return Outcome(run, "waiting")
     return Outcome(run, "done", figures=_figures(run, scored, evaluation), curve=learning_curve(scored))
 
 
 def refusals(run: Run, store_digest: str) -> list[str]:
-    """Return a line for each way in which a run that stands is not one of its recipe, budget and store."""
+    """A line for each way in which a run that stands is not one of its recipe, budget and store."""
     newest = _newest_checkpoint(run)
     if newest is None:
         return []
@@ -190,7 +180,7 @@ def _evaluate(run: Run, scored: Path, options: StudyOptions, commands: Commands)
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a command's log, "" if the command printed none."""
+    """The last line of a command's log, "" if the command printed none."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 10_000))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -198,8 +188,6 @@ def _last_line(log: Path) -> str:
 
 
 def _newest_checkpoint(run: Run) -> Path | None:
-    if not run.folder.is_dir():
-        return None
     try:
         return checkpoint.find(run.folder / "checkpoints", "newest")
     except AudioCTError:
@@ -207,7 +195,7 @@ def _newest_checkpoint(run: Run) -> Path | None:
 
 
 def _trained_checkpoint(run: Run) -> Path | None:
-    """Return the checkpoint that is scored, the best by validation, once training has come to its end."""
+    """The checkpoint that is scored, the best by validation, once training has come to its end."""
     newest = _newest_checkpoint(run)
     if newest is None or checkpoint.read_manifest(newest, verify=False).step < run.recipe.training.num_steps:
         return None
@@ -215,13 +203,13 @@ def _trained_checkpoint(run: Run) -> Path | None:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's name and its manifest's digest, which covers the digests of all its files."""
+    """A checkpoint's name and its manifest's digest, which covers the digests of all its files."""
     manifest = path / checkpoint.MANIFEST_FILE
     return {"name": path.name, "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
 
 
 def _evaluation(run: Run, scored: Path, options: StudyOptions) -> dict[str, Any] | None:
-    """Return the evaluation of a checkpoint if there is one, measured with the same settings."""
+    """The evaluation of a checkpoint if there is one, measured with the same settings."""
     try:
         record = json.loads((run.folder / EVALUATION_FILE).read_bytes())
         is_same = record["checkpoint"] == _identity(scored) and record["settings"] == options.scoring
@@ -231,13 +219,7 @@ def _evaluation(run: Run, scored: Path, options: StudyOptions) -> dict[str, Any]
 
 
 def _figures(run: Run, scored: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a run that is done.
-
-    Returns:
-        bits_per_sample and its interval over recordings; evaluation, all that was measured; checkpoint, step and tokens
-        of what was scored; validation_bits_per_sample at that step; parameters; training_tokens_per_second;
-        final_metrics, the record's last line of training, with auxiliary losses; store_digest, commit and version.
-    """
+    """The figures of a run that is done: of the checkpoint that is scored, and the record's last line of training."""
     manifest = checkpoint.read_manifest(scored, verify=False)
     training_lines = [line for line in read_record(run.folder) if "training_bits_per_sample" in line]
     return {

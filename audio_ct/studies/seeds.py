@@ -8,17 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds; formatted it reads "1.2346 ± 0.0012".
-
-    Attributes:
-        value: the mean.
-        half_width: the 95 % interval is value - half_width to value + half_width; None for one seed, which says nothing
-            about others.
-        num_seeds: how many.
-    """
+    """A mean over seeds; formatted it reads "1.2346 ± 0.0012"."""
 
     value: float
     half_width: float | None
+    """Half of the 95 % interval, with the value in its middle; None for one seed, which says nothing about others."""
     num_seeds: int
 
     def __format__(self, specification: str) -> str:
@@ -28,7 +22,7 @@ class Mean:
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean | None:
-    """Return the mean of one value for each seed, with its 95 % t interval; None without values.
+    """The mean of one value for each seed, with its 95 % t interval; None without values.
 
     Example: 1, 2 and 3 have mean 2, standard deviation 1 and half width 4.303 * 1 / sqrt(3) = 2.484.
 
@@ -47,10 +41,5 @@ def mean_over_seeds(values: Sequence[float]) -> Mean | None:
 
 
 def difference_over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Mean | None:
-    """Return the mean of a less b over the seeds that both have: a seed's effect on both cancels out.
-
-    Args:
-        a: {seed: value}.
-        b: {seed: value}.
-    """
+    """The mean of a less b over the seeds that both have: a seed's effect on both cancels out."""
     return mean_over_seeds([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])

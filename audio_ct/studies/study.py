@@ -16,9 +16,9 @@ from audio_ct.models.build import build_model
 from audio_ct.models.token_model import num_parameters
 from audio_ct.provenance import commit
 from audio_ct.signals import stop_on_signals
-from audio_ct.studies.parent_run import ParentRun
+from audio_ct.studies.parent_run import close_parent_run, open_parent_run
 from audio_ct.studies.plan import Study, StudyOptions, read_study
-from audio_ct.studies.report import report_paths, summarise, write_figures, write_table
+from audio_ct.studies.report import REPORT_FILES, summarise, write_figures, write_table
 from audio_ct.studies.runs import Commands, Outcome, carry_out, outcome, refusals
 from audio_ct.tokens.clip import open_corpus
 
@@ -27,7 +27,7 @@ STOPPING = "stopping once running commands have written checkpoints; signal agai
 
 
 def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callable[[str], None] = print) -> bool:
-    """Train and score each run of a study that has not been, write table and figures, and say whether all went well.
+    """Train and score each run of a study that has not been yet, and write table and figures.
 
     Args:
         folder: of recipes; see `audio_ct.studies.plan.read_study`.
@@ -53,7 +53,7 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
     with _locked(out) as lock, stop_on_signals(STOPPING) as stop:
         if faults := [fault for run in study.runs for fault in refusals(run, store.digest)]:
             raise InputError("\n".join(faults))
-        study, parent = _track(study)
+        study = _track(study)
         outcomes = {run.name: outcome(run, options) for run in study.runs}
         commands = Commands(stop, lock, options.jobs)
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -67,12 +67,17 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
         write_table(summary, out)
         write_figures(summary, out)
         has_failed = any(outcomes[run.name].state == "failed" for run in study.selected)
-        if parent is not None:
+        tracking = study.runs[0].recipe.tracking
+        if tracking.uri is not None and tracking.parent_run_id is not None:
             means = {variant["name"]: variant["bits_per_sample"] for variant in summary["variants"]}
-            parent.close(
-                "KILLED" if stop.asked else "FAILED" if has_failed else "FINISHED",
-                {f"{options.split}_bits_per_sample/{name}": mean for name, mean in means.items() if mean is not None},
-                report_paths(out),
+            close_parent_run(
+                tracking.uri,
+                tracking.parent_run_id,
+                status="KILLED" if stop.asked else "FAILED" if has_failed else "FINISHED",
+                metrics={
+                    f"{options.split}_bits_per_sample/{name}": mean for name, mean in means.items() if mean is not None
+                },
+                artifacts=[out / name for name in REPORT_FILES],
             )
     if stop.asked:
         raise KeyboardInterrupt
@@ -80,7 +85,7 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
 
 
 def _parameters(study: Study, vocabulary_size: int) -> dict[str, int]:
-    """Return the size of every variant's model, by name.
+    """The size of every variant's model, by name.
 
     Raises:
         InputError: naming every variant whose model cannot be built for the vocabulary.
@@ -97,17 +102,17 @@ def _parameters(study: Study, vocabulary_size: int) -> dict[str, int]:
     return parameters
 
 
-def _track(study: Study) -> tuple[Study, ParentRun | None]:
-    """Return the study, its runs nested under the study's own mlflow run where they are tracked at all."""
+def _track(study: Study) -> Study:
+    """Nest a study's runs under its own mlflow run, where they are tracked at all."""
     tracking = study.runs[0].recipe.tracking
     if not tracking.enabled:
-        return study, None
+        return study
     assert tracking.uri is not None
-    parent = ParentRun(study.out, name=study.name, experiment=tracking.experiment, uri=tracking.uri)
     tags = {"commit": commit() or "unknown", "version": __version__, "command": study.options.command}
-    nested = tracking.model_copy(update={"parent_run_id": parent.open(tags)})
+    parent = open_parent_run(study.out, name=study.name, experiment=tracking.experiment, uri=tracking.uri, tags=tags)
+    nested = tracking.model_copy(update={"parent_run_id": parent})
     runs = [replace(run, recipe=run.recipe.model_copy(update={"tracking": nested})) for run in study.runs]
-    return replace(study, runs=tuple(runs)), parent
+    return replace(study, runs=tuple(runs))
 
 
 def _line(result: Outcome, unit: str) -> str:

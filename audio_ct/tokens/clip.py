@@ -34,13 +34,12 @@ class ClipStore(TokenStore):
                 f"corpus.clip_seconds={seconds}: {str(store.path)!r} holds bytes, which have no seconds; leave it out."
             )
         length = round(seconds * rate_hz)
-        long_enough = [recording for recording in store.recordings("train") if recording.length >= length > 0]
-        if not long_enough:
+        recording = next((each for each in store.recordings("train") if each.length >= length > 0), None)
+        if recording is None:
             raise InputError(
                 f"corpus.clip_seconds={seconds} must be above 0 and at most the longest training recording of "
                 f"{str(store.path)!r}; lower it."
             )
-        recording = long_enough[0]
         loudness = np.abs(store.tokens("train", recording).astype(np.int64) - store.start_token)
         total = np.concatenate([[0], np.cumsum(loudness)])
         start = int(np.argmax(total[length:] - total[:-length]))

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from audio_ct.audio import checks, files, mu_law
-from audio_ct.audio.spectrogram import save_spectrogram
+from audio_ct.audio import mu_law
 from audio_ct.errors import InputError, MissingError
 
 Encoding = Literal["mu-law", "bytes"]
@@ -30,9 +29,9 @@ MAX_BYTES = 1 << 30
 
 
 class TokenWriter:
-    """An open file that takes tokens and holds what they stand for."""
+    """An open file, an AudioWriter or one of bytes, that takes tokens and holds what they stand for."""
 
-    def __init__(self, file: files.AudioWriter | BinaryIO, decode: Callable[[Tokens], Any]) -> None:
+    def __init__(self, file: Any, decode: Callable[[Tokens], Any]) -> None:
         self._file = file
         self._decode = decode
 
@@ -77,14 +76,10 @@ class Codec(ABC):
 
     @abstractmethod
     def num_tokens(self, *, seconds: float | None = None, num_bytes: int | None = None) -> int:
-        """The number of tokens in a length that a user gave in the codec's own unit.
-
-        Args:
-            seconds: Of audio; 1 where nothing is given.
-            num_bytes: Of bytes; 1024 where nothing is given.
+        """The number of tokens in a length in the codec's own unit: by default a second of audio, or 1024 bytes.
 
         Raises:
-            InputError: If the other unit was given, or the length is out of range.
+            InputError: If the length is in the other unit, or out of range.
         """
 
     @abstractmethod
@@ -109,11 +104,7 @@ class Codec(ABC):
 
     @abstractmethod
     def open_writer(self, path: Path, *, overwrite: bool = False) -> TokenWriter:
-        """Open a file for tokens; what was written before an interruption is there.
-
-        Args:
-            path: The file; its suffix names the format.
-            overwrite: Replace a file that exists.
+        """Open a file for tokens, its format named by its suffix; what was written before an interruption is there.
 
         Raises:
             InputError: If audio cannot be written there, in this format, or at this rate.
@@ -135,7 +126,10 @@ class Codec(ABC):
 
 @dataclass(frozen=True)
 class MuLawCodec(Codec):
-    """Mu-law codes of a waveform's samples."""
+    """Mu-law codes of a waveform's samples.
+
+    Its methods import what reads, checks and draws sound where they use it: training needs none of it.
+    """
 
     sample_rate_hz: int
     encoding = "mu-law"
@@ -143,11 +137,7 @@ class MuLawCodec(Codec):
     default_format = "wav"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            InputError: Naming both values and the rule.
-        """
+        """Refuse values out of range."""
         if not 1 <= self.bits <= mu_law.MAXIMUM_BITS or self.sample_rate_hz < 1:
             raise InputError(
                 f"sample_rate_hz={self.sample_rate_hz}, bits={self.bits}: the rate must be positive, bits 1 to 16."
@@ -180,6 +170,8 @@ class MuLawCodec(Codec):
         Raises:
             InputError: If a sample is not finite.
         """
+        from audio_ct.audio import files
+
         blocks = files.resample_blocks(
             [waveform.astype(np.float32)], sample_rate_hz or self.sample_rate_hz, self.sample_rate_hz
         )
@@ -187,6 +179,8 @@ class MuLawCodec(Codec):
 
     def read_prompt(self, path: Path, *, max_seconds: float | None = None) -> Int[Tensor, " time"]:
         """Read the beginning of a recording."""
+        from audio_ct.audio import files
+
         if max_seconds is not None and not 0 < max_seconds < math.inf:
             raise InputError(f"prompt-seconds={max_seconds} must be above 0; leave it out to keep the whole prompt.")
         tokens = self.encode(files.read(path, self.sample_rate_hz))
@@ -203,7 +197,9 @@ class MuLawCodec(Codec):
 
     def open_writer(self, path: Path, *, overwrite: bool = False) -> TokenWriter:
         """Open an audio file."""
-        return TokenWriter(files.AudioWriter(path, self.sample_rate_hz, overwrite=overwrite), self.decode)
+        from audio_ct.audio.files import AudioWriter
+
+        return TokenWriter(AudioWriter(path, self.sample_rate_hz, overwrite=overwrite), self.decode)
 
     def decode(self, tokens: Tokens) -> np.ndarray:
         """Turn tokens [time] into a float32 waveform [time]."""
@@ -211,10 +207,14 @@ class MuLawCodec(Codec):
 
     def check(self, tokens: Tokens) -> list[str]:
         """Describe each audible fault of the waveform in a line."""
-        return checks.check(self.decode(tokens), self.sample_rate_hz)
+        from audio_ct.audio.checks import check
+
+        return check(self.decode(tokens), self.sample_rate_hz)
 
     def save_picture(self, tokens: Tokens, path: Path) -> bool:
         """Write the waveform's mel spectrogram."""
+        from audio_ct.audio.spectrogram import save_spectrogram
+
         save_spectrogram(self.decode(tokens), self.sample_rate_hz, path)
         return True
 
@@ -269,11 +269,6 @@ class ByteCodec(Codec):
 
 def make_codec(encoding: Encoding, *, sample_rate_hz: int | None, bits: int) -> Codec:
     """Build the codec that a store or a checkpoint names.
-
-    Args:
-        encoding: What tokens stand for.
-        sample_rate_hz: Tokens per second; None for bytes.
-        bits: Bits per token, 1 to 16.
 
     Raises:
         InputError: If tokens of this kind cannot have this rate or depth.

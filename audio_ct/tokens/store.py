@@ -74,13 +74,13 @@ class _Corpus(pydantic.BaseModel):
     bits: int = pydantic.Field(ge=1, le=MAXIMUM_BITS)
     splits: dict[_SplitName, SplitEntry] = pydantic.Field(min_length=1)
 
+    def make_codec(self) -> Codec:
+        return make_codec(self.encoding, sample_rate_hz=self.sample_rate_hz, bits=self.bits)
+
     @pydantic.model_validator(mode="after")
     def _encoding_fits(self) -> Self:
         self.make_codec()
         return self
-
-    def make_codec(self) -> Codec:
-        return make_codec(self.encoding, sample_rate_hz=self.sample_rate_hz, bits=self.bits)
 
 
 _RECORDING = pydantic.TypeAdapter(Recording)
@@ -108,10 +108,6 @@ class TokenStore:
         self._entries = checked.splits
         self._maps: dict[str, np.memmap[Any, np.dtype[Any]]] = {}
         self._recordings = {split: self._read_recordings(split) for split in self.splits}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by path, so that a worker process maps the shards itself."""
-        return TokenStore.open, (self.path,)
 
     @property
     def vocabulary_size(self) -> int:
@@ -160,7 +156,9 @@ class TokenStore:
             where = ".".join(map(str, error.errors()[0]["loc"])) or "encoding"
             rule = error.errors()[0]["msg"].rstrip(".")
             raise DamagedError(f"{str(manifest)!r}: {where}: {rule}; {REMEDY}.") from error
-        store.verify(full=False)
+        for entry in store._entries.values():
+            for shard in entry.shards:
+                store._open_shard(shard).close()
         return store
 
     def recordings(self, split: str) -> tuple[Recording, ...]:
@@ -211,11 +209,8 @@ class TokenStore:
         span = self._maps[shard.file][chosen.offset + start : chosen.offset + stop]
         return span.astype(np.uint8) if self.codec.bits <= 8 else span.astype(np.uint16)
 
-    def verify(self, full: bool = True) -> None:
-        """Check every shard.
-
-        Args:
-            full: Compare SHA-256 hashes too; otherwise sizes only.
+    def verify(self) -> None:
+        """Compare every shard with its hash.
 
         Raises:
             DamagedError: Naming the first shard that is not what was written.
@@ -223,7 +218,7 @@ class TokenStore:
         for entry in self._entries.values():
             for shard in entry.shards:
                 with self._open_shard(shard) as file:
-                    if full and (found := sha256_of(file)) != shard.sha256:
+                    if (found := sha256_of(file)) != shard.sha256:
                         raise DamagedError(
                             f"{str(self.path / shard.file)!r}: SHA-256 is {found[:12]}..., not the manifest's; "
                             f"{REMEDY}."
@@ -256,7 +251,7 @@ class TokenStore:
 
 
 def cover(recordings: Sequence[Recording], counts: Sequence[int]) -> bool:
-    """Tell whether recordings, in order, fill shards of these token counts without gap or overlap."""
+    """Check that recordings, in order, fill shards of these token counts without gap or overlap."""
     filled = [0] * len(counts)
     shard = 0
     for recording in recordings:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -36,23 +36,18 @@ class TokenStoreBuilder:
         path: Where the store shall stand.
         codec: What its tokens stand for.
         overwrite: Replace a token store that stands there; nothing else is ever replaced.
-        metadata: Further keys of corpus.json; may be changed through `metadata` until `commit`.
+
+    Attributes:
+        metadata: Further keys of corpus.json, empty at first.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        codec: Codec,
-        *,
-        overwrite: bool = False,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], codec: Codec, *, overwrite: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         # A name of its own: workers outliving a killed run cannot create files in the next run's folder.
         self.work_folder = self.folder / f"work-{os.getpid()}"
         self.codec = codec
-        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.metadata: dict[str, Any] = {}
         self._overwrite = overwrite
         self._replaced = self.path.with_name(f".{self.path.name}.replaced")
         self._shards: dict[str, list[ShardEntry]] = {}
@@ -87,7 +82,12 @@ class TokenStoreBuilder:
             if self._replaced.exists() and not self.path.exists():
                 self._replaced.rename(self.path)
             self._refuse_existing()
-            _empty(self.folder)
+            # Emptied, not removed: the lock is the folder's own.
+            for entry in self.folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
             self.work_folder.mkdir()
         except BaseException:
             self._release()
@@ -95,16 +95,10 @@ class TokenStoreBuilder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Remove what was not committed and unlock."""
         self._release()
 
     def add_shard(self, split: str, tokens: StoredTokens, recordings: Sequence[Recording]) -> None:
-        """Write one more shard of a split.
-
-        Args:
-            split: Its name, such as "train".
-            tokens: Tokens [time] of all its recordings, end to end.
-            recordings: Their table; each starts where the one before ends. The builder numbers the shards.
+        """Write tokens [time] of recordings, end to end, as one more shard of a split; see `add_shard_file`.
 
         Raises:
             InputError: If a token is out of the vocabulary or the table does not cover the tokens.
@@ -124,7 +118,7 @@ class TokenStoreBuilder:
             split: Its name, such as "train".
             file: The file, written in `work_folder`; it is moved.
             sha256: The hash of its bytes.
-            recordings: As for `add_shard`.
+            recordings: Their table; each starts where the one before ends. The builder numbers the shards.
 
         Raises:
             InputError: If the table does not cover the file.
@@ -193,17 +187,10 @@ class TokenStoreBuilder:
             raise InputError(f"{str(self.path)!r} exists and is no token store; only token stores are overwritten.")
 
     def _release(self) -> None:
+        """Remove what was not committed and unlock."""
         if self._lock is None:
             return
         if self.folder.exists() and os.fstat(self._lock).st_ino == self.folder.stat().st_ino:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
         self._lock = None
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

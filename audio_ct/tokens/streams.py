@@ -26,7 +26,7 @@ class Window:
     Attributes:
         inputs: [lanes, window_length] int64, what the model reads.
         targets: [lanes, window_length] int64, the token that follows each input.
-        fresh: [lanes], whether the lane's state must be reset before this window.
+        fresh: [lanes], true where the lane's state must be reset before this window.
     """
 
     inputs: Int[Tensor, "lanes window_length"]
@@ -38,16 +38,16 @@ class Streams:
     """Windows of a split for training.
 
     Args:
-        store: the token store.
-        split: which of its splits.
-        num_lanes: rows of a batch.
-        window_length: tokens of a lane in a window.
-        seed: orders the recordings, with the epoch.
-        reset_every_windows: a lane's state is reset after this many windows, staggered over the lanes, so that a cold
+        store: The token store.
+        split: One of its splits.
+        num_lanes: Rows of a batch.
+        window_length: Tokens of a lane in a window.
+        seed: Orders the recordings, with the epoch.
+        reset_every_windows: A lane's state is reset after this many windows, staggered over the lanes, so that a cold
             start, as in sampling, stays familiar to the model; 0 for never.
 
     Raises:
-        InputError: if the split has fewer tokens than one window of every lane.
+        InputError: If the split has fewer tokens than one window of every lane.
     """
 
     def __init__(
@@ -89,11 +89,8 @@ class Streams:
         """The names of the recordings that the lanes read at a step, for messages."""
         epoch, index = divmod(step, self.windows_per_epoch)
         recordings, starts = self._order(epoch)
-        names = []
-        for lane in range(self._num_lanes):
-            place = self._place(lane, index)
-            names.append(recordings[bisect.bisect_right(starts, place) - 1].name)
-        return tuple(names)
+        places = [self._place(lane, index) for lane in range(self._num_lanes)]
+        return tuple(recordings[bisect.bisect_right(starts, place) - 1].name for place in places)
 
     def _is_fresh(self, step: int, lane: int) -> bool:
         if step == 0:

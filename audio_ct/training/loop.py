@@ -169,7 +169,7 @@ def _log(run: Run, tracker: Tracker, progress: Progress) -> None:
 
 
 def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
-    """Whether a multiple of `every_windows` came after a step, or the run is done; never for 0."""
+    """True where a multiple of `every_windows` came after a step, or the run is done; never for 0."""
     return every_windows > 0 and (run.is_done or run.step // every_windows > since // every_windows)
 
 

@@ -1,12 +1,18 @@
-"""The optimizer and its schedules: learning rate by step, and how often parameters are updated."""
+"""The optimizer, its schedules, clipping, and the answers to the question if an update was finite."""
 
 import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import OptimizerRecipe
+
+# Updates that a GPU may be behind before their answer is waited for: by then it is there.
+BEHIND = 2
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
@@ -40,13 +46,7 @@ def clip_gradients(model: TokenModel, max_norm: float) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(recipe: OptimizerRecipe, step: int, num_steps: int) -> float:
-    """The learning rate of a step: a linear rise over the warm-up, then the recipe's decay to its end.
-
-    Args:
-        recipe: the optimizer's section.
-        step: windows trained so far.
-        num_steps: windows of the whole run.
-    """
+    """The learning rate of a step: a linear rise over the warm-up, then the recipe's decay to step `num_steps`."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     done = min(1.0, (step - recipe.warmup_steps) / max(1, num_steps - recipe.warmup_steps))
@@ -62,3 +62,34 @@ def update_every(schedule: dict[int, int], step: int) -> int:
     Source: Rae et al. 2019, section 4.2: rarer updates late in training instead of smaller steps.
     """
     return schedule[max(start for start in schedule if start <= step)]
+
+
+@dataclass
+class FiniteChecks:
+    """Answers of the device to the question if an update was finite, taken without waiting for a GPU.
+
+    Attributes:
+        pending: answers on their way, oldest first, with the step of each.
+    """
+
+    pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = field(default_factory=deque)
+
+    def add(self, step: int, is_finite: Tensor) -> None:
+        """Send for the answer of the update after `step` windows, a boolean on the device."""
+        event = None
+        if is_finite.is_cuda:
+            is_finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.pending.append((step, is_finite, event))
+
+    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, bool]]:
+        """Yield (step, is_finite) of updates: of all so far, or of those whose answers need no waiting."""
+        while self.pending:
+            step, answer, event = self.pending[0]
+            if event is not None:
+                if not all_of_them and len(self.pending) <= BEHIND:
+                    return
+                event.synchronize()
+            self.pending.popleft()
+            yield step, bool(answer)

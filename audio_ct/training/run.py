@@ -10,18 +10,17 @@ from torch import Tensor
 
 from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
+from audio_ct.device import choose_device, emulates_bfloat16
 from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, num_parameters
-from audio_ct.pretrained import choose_device
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, flat, parse_recipe
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
-from audio_ct.training.finite import FiniteChecks
-from audio_ct.training.optimizer import make_optimizer
+from audio_ct.training.optimizer import FiniteChecks, make_optimizer
 from audio_ct.training.tracking import Tracker
 
 logger = logging.getLogger("audio_ct")
@@ -120,7 +119,7 @@ class Figures:
 
 @dataclass
 class Run:
-    """The parts of a run that training changes, and what it changes them by.
+    """A run in the middle of its training.
 
     Attributes:
         step: windows trained so far.
@@ -141,7 +140,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether all windows were trained."""
+        """True once all windows were trained."""
         return self.step >= self.recipe.training.num_steps
 
     @property
@@ -207,7 +206,7 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
 
 
 def track(run: Run, *, resume: bool) -> Tracker:
-    """Open the run's record and tell the tracker what the run is; the folder gets the resolved recipe.
+    """Open the run's record and describe the run to mlflow; the folder gets the resolved recipe.
 
     Raises:
         InputError: if the folder has a record and the run is not resumed.
@@ -226,11 +225,9 @@ def track(run: Run, *, resume: bool) -> Tracker:
 
 
 def save(run: Run, validation_bits: float | None = None) -> None:
-    """Write a checkpoint of a run that stands between two updates.
+    """Write a checkpoint of a run that stands between two updates, all answers of its `checks` taken.
 
-    Args:
-        run: all answers of its `checks` have been taken.
-        validation_bits: bits per sample at this very step, if they were measured.
+    `validation_bits` are bits per sample at this very step, if they were measured.
     """
     device, codec = run.lanes.device, run.store.codec
     random = {"cpu": torch.get_rng_state()}
@@ -274,13 +271,7 @@ def save(run: Run, validation_bits: float | None = None) -> None:
 
 
 def refuse_other_recipe(recipe: Recipe, path: Path, trained_by: str) -> None:
-    """Raise InputError unless a recipe may go on from a checkpoint.
-
-    Args:
-        recipe: of the resumed run.
-        path: the checkpoint, for the message.
-        trained_by: the text of the recipe that it was trained by.
-    """
+    """Raise InputError unless a run may go on from the checkpoint at `path`, whose recipe's text is `trained_by`."""
     old, new = flat(parse_recipe(trained_by, name=str(path)).model_dump()), flat(recipe.model_dump())
     for key in sorted(old | new):
         may_change = any(key == name or key.startswith(f"{name}.") for name in RESUME_MAY_CHANGE)
@@ -288,13 +279,6 @@ def refuse_other_recipe(recipe: Recipe, path: Path, trained_by: str) -> None:
             raise InputError(
                 f"{key}={new.get(key)!r} was {old.get(key)!r} in {path}; a resumed run must not change it."
             )
-
-
-def emulates_bfloat16() -> bool:
-    """Whether this CPU is known to have no bfloat16 instructions; False where torch does not say."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    instructions = [has for name, has in capabilities.items() if "bf16" in name]
-    return bool(instructions) and not any(instructions)
 
 
 def _newest_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:

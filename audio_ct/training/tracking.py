@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from audio_ct.durable import write_whole
@@ -30,16 +29,17 @@ if TYPE_CHECKING:
 
 TRACKING_FILE = "tracking.json"
 POLL_SECONDS = 1.0
+CLOSING_SECONDS = 30.0
 SYSTEM_METRICS_SECONDS = 10.0
 MAX_RETRY_SECONDS = 60.0
-MAX_QUEUED_CALLS = 1000
 MAX_METRICS_PER_BATCH = 900  # mlflow takes 1000
 MAX_PARAMETERS_PER_BATCH = 100
-MAX_PARAMETER_CHARACTERS = 6000  # mlflow cuts the rest
 
 logger = logging.getLogger("audio_ct")
 
 Scalar = str | int | float | bool | None
+# What is sent once: the client and the id of the run are given when the store answers.
+Call = Callable[["MlflowClient", str], object]
 
 
 class Tracker:
@@ -73,45 +73,39 @@ class Tracker:
 
     def log_parameters(self, parameters: Mapping[str, Scalar]) -> None:
         """Send the run's parameters; one that the run already has with another value becomes a tag resumed.NAME."""
-        texts = {name: str(value) for name, value in parameters.items()}
-        self._enqueue(lambda sender: sender.send_parameters(texts))
+        self._enqueue(lambda client, run_id: _send_parameters(client, run_id, parameters))
 
     def set_tags(self, tags: Mapping[str, Scalar]) -> None:
-        """Set tags on the run, such as commit, dirty and version."""
-        texts = {name: str(value) for name, value in tags.items()}
-        self._enqueue(lambda sender: sender.send_tags(texts))
+        """Set tags on the run, such as commit and version."""
+        self._enqueue(lambda client, run_id: _send_tags(client, run_id, tags))
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
         """Send the name, digest and place of the token store that the run reads."""
-        self._enqueue(lambda sender: sender.send_dataset(name, digest, source))
+        self._enqueue(lambda client, run_id: _send_dataset(client, run_id, name, digest, source))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Send a file that stays where it is until the run is closed, into `folder` of the run's artifacts."""
-        self._enqueue(lambda sender: sender.send_artifact(path, folder))
+        self._enqueue(lambda client, run_id: client.log_artifact(run_id, str(path), folder))
 
-    def close(self, status: str = "FINISHED", timeout_seconds: float = 30.0) -> None:
-        """Send what is left and end the mlflow run, in at most timeout_seconds; again does nothing.
+    def close(self, status: str = "FINISHED") -> None:
+        """Send the rest and end the mlflow run as FINISHED, FAILED or KILLED; again does nothing.
 
-        Args:
-            status: FINISHED, FAILED or KILLED.
-            timeout_seconds: what is not sent by then stays in the record, and is sent when the run is resumed.
+        After CLOSING_SECONDS the rest stays in the record, and is sent when the run is resumed.
         """
         self._record.close()
         if self._sender is not None:
-            self._sender.finish(status, timeout_seconds)
+            self._sender.finish(status)
             self._sender = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.close("FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED")
 
-    def _enqueue(self, call: "Callable[[_Sender], None]") -> None:
+    def _enqueue(self, call: Call) -> None:
         if self._sender is not None:
-            self._sender.enqueue(call)
+            self._sender.calls.append(call)
 
 
 class _Sender:
@@ -120,16 +114,14 @@ class _Sender:
     def __init__(self, run_folder: Path, settings: TrackingRecipe, run_name: str, *, is_new: bool) -> None:
         self._record_path = run_folder / METRICS_FILE
         self._progress_path = run_folder / TRACKING_FILE
-        self._experiment, self._run_name, self._is_new = settings.experiment, run_name, is_new
+        self._settings, self._run_name, self._is_new = settings, run_name, is_new
         self._uri = settings.uri or default_uri(run_folder)
-        parent = settings.parent_run_id
-        self._parent_tags = {} if parent is None else {"mlflow.parentRunId": parent}
         self._client: MlflowClient | None = None
         self._run_id = ""
         # How far the mlflow run and the reading of the record have come: a step, and the number of its lines.
         self._sent, self._seen = (-1, 0), (-1, 0)
         self._offset_bytes = 0
-        self._calls: deque[Callable[[_Sender], None]] = deque()
+        self.calls: deque[Call] = deque()
         self._monitors: list[Any] = []
         self._next_system_time = 0.0
         self._first_warning = threading.Lock()
@@ -138,18 +130,12 @@ class _Sender:
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
-    def enqueue(self, call: "Callable[[_Sender], None]") -> None:
-        if len(self._calls) < MAX_QUEUED_CALLS:
-            self._calls.append(call)
-        else:
-            self._warn(f"more than {MAX_QUEUED_CALLS} calls are waiting")
-
-    def finish(self, status: str, timeout_seconds: float) -> None:
+    def finish(self, status: str) -> None:
         self._status = status
         self._closing.set()
-        self._thread.join(timeout_seconds)
+        self._thread.join(CLOSING_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"no answer within {timeout_seconds:g} s of closing")
+            self._warn(f"no answer within {CLOSING_SECONDS:g} s of closing")
 
     def _work(self) -> None:
         pause_seconds = POLL_SECONDS
@@ -170,18 +156,21 @@ class _Sender:
             self._closing.wait(pause_seconds)
 
     def _warn(self, reason: str) -> None:
+        """Warn, the first time only."""
         if self._first_warning.acquire(blocking=False):
             line = without_password(" ".join(reason.split()))[:200]
-            message = (
-                "tracking to %s failed (%s); training goes on, the record is in %s and is sent once the store answers"
+            logger.warning(
+                "tracking to %s failed (%s); training goes on, the record is in %s and is sent once the store answers",
+                without_password(self._uri),
+                line,
+                self._record_path,
             )
-            logger.warning(message, without_password(self._uri), line, self._record_path)
 
     def _send_all(self) -> None:
         client = self._client or self._open()
-        while self._calls:
-            self._drop_if_refused(lambda: self._calls[0](self))
-            self._calls.popleft()
+        while self.calls:
+            self._drop_if_refused(lambda: self.calls[0](client, self._run_id))
+            self.calls.popleft()
         while self._send_lines(client):
             pass
         if time.monotonic() >= self._next_system_time:
@@ -194,13 +183,11 @@ class _Sender:
             self._run_id = kept["run_id"]
             self._sent = kept.get("sent_step", -1), kept.get("sent_lines", 0)
         elif not self._run_id:
-            experiment = experiment_id(client, self._experiment, self._uri)
-            run = client.create_run(experiment, run_name=self._run_name, tags=self._parent_tags)
-            self._run_id = run.info.run_id
+            experiment = experiment_id(client, self._settings.experiment, self._uri)
+            self._run_id = client.create_run(experiment, run_name=self._run_name).info.run_id
             self._write_progress()
-        # A resumed run whose first process found no server has no parent yet.
-        for name, value in self._parent_tags.items():
-            client.set_tag(self._run_id, name, value)
+        if self._settings.parent_run_id is not None:
+            client.set_tag(self._run_id, "mlflow.parentRunId", self._settings.parent_run_id)
         self._monitors = _system_monitors()
         self._client = client
         return client
@@ -249,39 +236,6 @@ class _Sender:
         if metrics:
             client.log_batch(self._run_id, metrics=metrics)
 
-    def send_parameters(self, parameters: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        assert self._client is not None
-        known = self._client.get_run(self._run_id).data.params
-        new = [Param(name, value) for name, value in parameters.items() if name not in known]
-        for start in range(0, len(new), MAX_PARAMETERS_PER_BATCH):
-            self._client.log_batch(self._run_id, params=new[start : start + MAX_PARAMETERS_PER_BATCH])
-        changed = {n: v for n, v in parameters.items() if n in known and v[:MAX_PARAMETER_CHARACTERS] != known[n]}
-        self.send_tags({f"resumed.{name}": value for name, value in changed.items()})
-
-    def send_tags(self, tags: dict[str, str]) -> None:
-        assert self._client is not None
-        for name, value in tags.items():
-            self._client.set_tag(self._run_id, name, value)
-
-    def send_dataset(self, name: str, digest: str, source: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput
-
-        assert self._client is not None
-        # mlflow keeps up to 36 characters of a digest.
-        dataset = Dataset(
-            name=name,
-            digest=digest[:36],
-            source_type="token store",
-            source=json.dumps({"uri": source, "sha256": digest}),
-        )
-        self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset=dataset, tags=[])])
-
-    def send_artifact(self, path: Path, folder: str | None) -> None:
-        assert self._client is not None
-        self._client.log_artifact(self._run_id, str(path), folder)
-
     def _drop_if_refused(self, call: Callable[[], object]) -> None:
         """Make a call; where the store answers that it never will take it, warn instead of trying for ever."""
         from mlflow.exceptions import MlflowException
@@ -294,6 +248,31 @@ class _Sender:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             self._warn(f"left out: {error.message}")
+
+
+def _send_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str, Scalar]) -> None:
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    new = [Param(name, str(value)) for name, value in parameters.items() if name not in known]
+    for start in range(0, len(new), MAX_PARAMETERS_PER_BATCH):
+        client.log_batch(run_id, params=new[start : start + MAX_PARAMETERS_PER_BATCH])
+    changed = {name: value for name, value in parameters.items() if known.get(name, str(value)) != str(value)}
+    _send_tags(client, run_id, {f"resumed.{name}": value for name, value in changed.items()})
+
+
+def _send_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, Scalar]) -> None:
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+
+
+def _send_dataset(client: "MlflowClient", run_id: str, name: str, digest: str, source: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput
+
+    place = json.dumps({"uri": source, "sha256": digest})
+    # mlflow keeps up to 36 characters of a digest.
+    dataset = Dataset(name=name, digest=digest[:36], source_type="token store", source=place)
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=[])])
 
 
 def _system_monitors() -> list[Any]:
@@ -333,20 +312,15 @@ def experiment_id(client: "MlflowClient", experiment: str, uri: str) -> str:
 
 
 def write_note(path: Path, uri: str, **values: str | int) -> None:
-    """Write a tracking.json: which run of which store, without its password, and how far it has come."""
+    """Write a tracking.json: the store without its password, the run's id, and how far the run has come."""
     write_whole(path, json.dumps({"uri": without_password(uri), **values}).encode() + b"\n")
 
 
 def reopened_run(client: "MlflowClient", uri: str, path: Path) -> dict[str, Any]:
-    """Open the mlflow run again that an earlier process noted.
-
-    Args:
-        client: of the store.
-        uri: the store's.
-        path: the tracking.json.
+    """Open the mlflow run again that an earlier process noted in the tracking.json at `path`.
 
     Returns:
-        What was noted, with run_id; empty where nothing was, for this store, or where the store was made anew.
+        The note, with run_id; empty where there is none for this store, or where the store was made anew.
     """
     from mlflow.exceptions import MlflowException
 

@@ -38,21 +38,15 @@ def test_the_error_is_within_half_a_step_of_the_companded_scale() -> None:
     assert (signed[0] - signed[1]).abs().max() <= 1 / 255 + 1e-5
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_samples_that_are_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(InputError, match="NaN or infinite"):
-        mu_law.encode(torch.tensor([0.0, value]))
-
-
 def test_shapes_and_types_are_kept() -> None:
     assert mu_law.encode(torch.zeros(2, 3, 4), bits=8).shape == (2, 3, 4)
     assert mu_law.encode(torch.zeros(0), bits=9).dtype == torch.int32
     assert mu_law.decode(torch.zeros(0, dtype=torch.uint8)).shape == (0,)
 
 
-def test_bits_and_tokens_out_of_range_are_refused() -> None:
-    for bits in (0, 17):
-        with pytest.raises(InputError, match=f"bits={bits}"):
-            mu_law.silence_token(bits)
+def test_samples_that_are_not_finite_and_tokens_out_of_range_are_refused() -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(InputError, match="NaN or infinite"):
+            mu_law.encode(torch.tensor([0.0, value]))
     with pytest.raises(InputError, match="0 to 15"):
         mu_law.decode(torch.tensor([16]), bits=4)

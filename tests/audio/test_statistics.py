@@ -11,12 +11,14 @@ from audio_ct.audio.checks import check
 from audio_ct.audio.statistics import (
     STATISTIC_NAMES,
     average,
-    log_spectral_distance_db,
     long_term_spectrum_db,
     spectrum_distance_db,
     statistics,
 )
 from audio_ct.errors import InputError
+from samples.continue_clip import log_spectral_distance_db
+
+pytestmark = pytest.mark.xdist_group("pitch")
 
 RATE_HZ = 24_000
 SPEECH_FOLDER = os.environ.get("AUDIO_CT_REAL_SPEECH")
@@ -65,11 +67,6 @@ def test_level_moves_levels_only() -> None:
         assert quiet[name] == pytest.approx(loud[name] + change, rel=1e-3, abs=0.01)
 
 
-def test_half_silence_is_half_silent() -> None:
-    waveform = np.concatenate([tone(500), np.zeros(RATE_HZ, np.float32)])
-    assert statistics(waveform, RATE_HZ)["silence_fraction"] == pytest.approx(0.5, abs=0.02)
-
-
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 100, 1000])
 @pytest.mark.parametrize("amplitude", [0.0, 0.1])
 def test_short_waveforms_survive(num_samples: int, amplitude: float) -> None:
@@ -81,6 +78,8 @@ def test_short_waveforms_survive(num_samples: int, amplitude: float) -> None:
 
 
 def test_silence_has_no_pitch_and_no_spectrum() -> None:
+    waveform = np.concatenate([tone(500), np.zeros(RATE_HZ, np.float32)])
+    assert statistics(waveform, RATE_HZ)["silence_fraction"] == pytest.approx(0.5, abs=0.02)
     found = statistics(np.zeros(RATE_HZ, np.float32), RATE_HZ)
     assert found["f0_median_hz"] is found["spectral_centroid_hz"] is found["crest_factor_db"] is None
     assert found["voiced_fraction"] == 0
@@ -107,9 +106,6 @@ def test_spectrum_distance_tells_kinds_of_sound_apart() -> None:
     assert spectrum_distance_db(spectra_db[0], spectra_db[1]) < 1
     assert spectrum_distance_db(spectra_db[0], spectra_db[2]) > 15
     assert spectrum_distance_db(spectra_db[2], spectra_db[0]) == spectrum_distance_db(spectra_db[0], spectra_db[2])
-
-
-def test_long_term_spectrum_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="silent"):
         long_term_spectrum_db([np.zeros(1000)], RATE_HZ)
 
@@ -129,15 +125,6 @@ def test_log_spectral_distance_of_a_gain_is_that_gain() -> None:
     waveform = noise(0.1)
     assert log_spectral_distance_db(waveform, 2 * waveform, RATE_HZ) == pytest.approx(6.02, abs=0.01)
     assert log_spectral_distance_db(np.zeros(500), np.zeros(500), RATE_HZ) == 0
-    with pytest.raises(InputError, match="must agree"):
-        log_spectral_distance_db(waveform, waveform[1:], RATE_HZ)
-
-
-def click(amplitude: float) -> np.ndarray:
-    """Return a second of nothing but a few loud samples."""
-    waveform = np.zeros(RATE_HZ, np.float32)
-    waveform[1000:1010] = amplitude
-    return waveform
 
 
 @pytest.mark.parametrize(
@@ -151,7 +138,7 @@ def click(amplitude: float) -> np.ndarray:
         (np.clip(4 * buzz(120), -1, 1), "clipping"),
         (0.3 * buzz(120) + 0.1, "DC"),
         (np.concatenate([buzz(120), np.zeros(2 * RATE_HZ)]), "mostly silence"),
-        (0.02 * buzz(120) + click(0.9), "bursts"),
+        (0.02 * buzz(120) + 0.9 * (np.arange(RATE_HZ) // 10 == 100), "bursts"),
         (np.array([0.0, np.nan, 0.1]), "not finite"),
     ],
 )
@@ -162,13 +149,6 @@ def test_what_is_no_speech_warns(waveform: np.ndarray, fault: str, rate_hz: int)
 
 def test_a_voiced_sound_with_a_noisy_ending_does_not_warn() -> None:
     assert check(np.concatenate([buzz(120), noise(0.02, num_samples=RATE_HZ // 3)]), RATE_HZ) == []
-
-
-def test_stereo_and_values_that_are_no_number_are_refused() -> None:
-    with pytest.raises(InputError, match="mono"):
-        statistics(np.zeros((2, 10)), RATE_HZ)
-    with pytest.raises(InputError, match="finite"):
-        statistics(np.array([0.0, np.inf]), RATE_HZ)
 
 
 @pytest.mark.skipif(SPEECH_FOLDER is None, reason="AUDIO_CT_REAL_SPEECH names no folder of real speech")

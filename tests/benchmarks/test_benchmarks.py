@@ -345,8 +345,11 @@ def test_preparation_is_measured_per_core(command: Run) -> None:
     assert bar["value"] == prepared["times_real_time_per_core"]
 
 
-def test_memory_is_watched_over_the_windows_of_the_real_command(command: Run) -> None:
-    result = command(memory.main, "--windows", 50)
+def test_memory_is_watched_over_the_windows_of_the_real_command(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [f"{name}=32" for name in ("model.segment_length", "model.memory_length", "training.window_length")]
+    cheap = ["training.num_threads=1", "model.linear_prediction=null", "evaluation.max_validation_tokens=1", *lengths]
+    monkeypatch.setattr(memory, "POLL_SECONDS", 0.005)
+    result = command(memory.main, "--windows", 50, "--set", *memory.TINY, *cheap)
     (row,) = result["growth"]["rows"]
     assert row["windows"] == 50
     assert row["peak_bytes"] >= row["late_bytes"] > 1 << 20

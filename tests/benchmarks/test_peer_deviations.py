@@ -39,7 +39,7 @@ def package() -> Any:
 
 
 def public(package: Any, **changes: Any) -> Any:
-    """Return the package's network at the size of `ours`, its table of positions not zero as it begins."""
+    """The package's network at the size of `ours`, its table of positions not zero as it begins."""
     torch.manual_seed(0)
     arguments = {
         **{"num_tokens": 9, "dim": 12, "seq_len": SEGMENT, "depth": 3, "heads": 3, "mem_len": SEGMENT},
@@ -55,7 +55,7 @@ def stream(num_segments: int) -> Tensor:
 
 
 def read(network: Any, tokens: Tensor) -> tuple[list[Any], list[Tensor]]:
-    """Return the memories and the auxiliary losses after each segment."""
+    """The memories and the auxiliary losses after each segment."""
     memories, kept, losses = None, [], []
     for segment in tokens.split(SEGMENT, dim=1):
         _, memories, loss = network(segment, memories=memories)
@@ -134,7 +134,7 @@ def test_its_top_p_keeps_one_minus_the_threshold(package: Any, threshold: float,
 
 
 def first_to_differ(layers: Any, one: Any, other: Any) -> int:
-    """Return the first layer whose output differs between two calls."""
+    """The first layer whose output differs between two calls."""
     outputs: list[list[Tensor]] = []
     for run in (one, other):
         outputs.append([])
@@ -225,7 +225,7 @@ def test_its_positions_are_a_learned_table_read_by_distance_from_its_far_end(pac
 
 
 def tokens_read(embedding: nn.Module, run: Any) -> list[int]:
-    """Return the number of tokens of a lane that each call of a model's embedding got."""
+    """The number of tokens of a lane that each call of a model's embedding got."""
     read: list[int] = []
     hook = embedding.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
     run()
@@ -257,7 +257,7 @@ def test_our_sampling_reads_every_sample_once() -> None:
 
 def test_its_sampling_moves_all_memories_down_a_layer_with_every_sample(package: Any) -> None:
     # generate() keeps the memories that a part of a segment returns, which are not those that it got. So its samples
-    # are not drawn from the trained distribution. Ours: tests/models/test_interface.py,
+    # are not drawn from the trained distribution. Ours: tests/models/test_token_model.py,
     # test_steps_are_the_same_numbers_as_windows and test_a_prompt_of_any_length_is_consumed_and_gone_on_from.
     network = public(package).eval()
     with torch.no_grad():

@@ -142,16 +142,6 @@ def test_files_that_are_no_corpus_are_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    (tmp_path / "file").write_bytes(b"abc")
-    monkeypatch.setattr("audio_ct.tokens.codec.os.open", refuse)
-    with pytest.raises(InputError, match="cannot be read: Permission denied"):
-        prepare(tmp_path / "file", tmp_path / "store", options=PrepOptions())
-
-
 def test_a_file_that_becomes_shorter_leaves_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = noise(tmp_path / "file", 10_000)
     opened = prep_bytes.open_bytes

@@ -2,16 +2,14 @@
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from audio_ct import cli
 from data_prep.folder import prepare
-from data_prep.skeleton import PrepOptions
+from data_prep.plan import PrepOptions
 
 RECIPE = """
 name: {name}
@@ -36,16 +34,6 @@ MODELS = {
 }
 
 
-def run(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["audio-ct", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-    return 0
-
-
 @pytest.fixture(scope="session")
 def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The beginnings of the recordings, since whole splits are read here."""
@@ -60,13 +48,9 @@ def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., int]:
-    """The real command in this process; it returns the exit status."""
-    return run
-
-
-@pytest.fixture(scope="session")
-def trained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def trained(
+    store_path: Path, command: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """The run folder of one of MODELS, trained with settings like those of --set."""
     folder = tmp_path_factory.mktemp("runs")
 
@@ -75,7 +59,7 @@ def trained(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         recipe, run_folder = folder / f"{name}.yaml", folder / "-".join((name, *settings))
         recipe.write_text(RECIPE.format(name=name, store=json.dumps(str(store_path)), model=MODELS[name]))
         options = [word for setting in settings for word in ("--set", setting)]
-        assert run("train", recipe, "--run-dir", run_folder, *options) == 0
+        assert command("train", recipe, "--run-dir", run_folder, *options) == 0
         return run_folder
 
     return train

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import soundfile
 
+pytestmark = pytest.mark.xdist_group("pitch")
+
 Command = Callable[..., int]
 Trained = Callable[..., Path]
 
@@ -46,15 +48,12 @@ def test_the_record_has_what_is_promised(page: Path) -> None:
     assert 0 < lines["linear_prediction"] < lines["order_2"] < 8
 
 
-def test_the_page_stands_alone(page: Path) -> None:
+def test_the_page_stands_alone_beside_waveforms_to_play(page: Path) -> None:
     text = (page / "index.html").read_text(encoding="utf-8")
     assert "Two &lt;models&gt;" in text
     assert "<models>" not in text
     assert 'src="http' not in text
     assert text.count("<audio") >= 4
-
-
-def test_the_waveforms_are_there_to_play(page: Path) -> None:
     files = sorted((page / "samples").glob("*.wav"))
     assert [path.name for path in files] == ["ct-00.wav", "ct-01.wav", "net-00.wav", "net-01.wav"]
     assert all(soundfile.info(path).frames == 1200 for path in files)

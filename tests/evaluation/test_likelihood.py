@@ -74,8 +74,8 @@ def model(request: pytest.FixtureRequest) -> TokenModel:
 def measure(
     model: TokenModel, store: TokenStore, *, batch_size: int = 3, window_length: int = 8, cold: int = 10
 ) -> Likelihood:
-    reading = Reading(batch_size, window_length)
-    return likelihood(model, store, "test", store.recordings("test"), reading, cold_start_samples=cold)
+    everything = choose_recordings(store, "test", None)
+    return likelihood(model, everything, Reading(batch_size, window_length), cold_start_samples=cold)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def test_chosen_recordings_are_spread_over_the_split(tmp_path: Path) -> None:
     rows = [Recording(f"r{i:02d}", "a", f"{i}.wav", None, 0, 10 * i, 10) for i in range(20)]
     equal = build_store(tmp_path / "store", np.zeros(200, dtype=np.uint8), rows)
     for number in range(2, 20):
-        chosen = [recording.offset // 10 for recording in choose_recordings(equal, "test", 10 * number)]
+        chosen = [recording.offset // 10 for recording in choose_recordings(equal, "test", 10 * number).recordings]
         assert len(chosen) == number
         # The golden ratio's gaps are within 2 of the even ones.
         assert max(b - a for a, b in pairwise([*chosen, chosen[0] + 20])) <= 20 / number + 3
@@ -149,14 +149,14 @@ def test_chosen_recordings_are_spread_over_the_split(tmp_path: Path) -> None:
 def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
     everything = store.recordings("test")
     for enough in (None, sum(LENGTHS), 10**9):
-        assert choose_recordings(store, "test", enough) == everything
+        assert choose_recordings(store, "test", enough).recordings == everything
     for most in range(1, sum(LENGTHS)):
-        chosen = choose_recordings(store, "test", most)
+        chosen = choose_recordings(store, "test", most).recordings
         assert [each for each in everything if each in chosen] == list(chosen)
         lengths = [each.length for each in chosen]
         assert sum(lengths) >= most
         assert sum(lengths) - max(lengths) < most
-    assert choose_recordings(store, "test", 1) == everything[:1]
+    assert choose_recordings(store, "test", 1).recordings == everything[:1]
 
 
 def test_validation_in_training_is_the_evaluation_of_that_split(trained: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from audio_ct.models.heads import draw_from
 from audio_ct.models.settings import CompressiveTransformerSettings, LinearPredictionSettings, WaveNetSettings
 from audio_ct.models.token_model import TokenModel
 from audio_ct.sampling import compiled, engine
-from audio_ct.sampling.engine import EngineOptions, Sampler, generate
+from audio_ct.sampling.engine import EngineOptions, Sampler
 from audio_ct.sampling.filters import Filters
 
 VOCABULARY, SILENCE = 16, 8
@@ -47,9 +47,10 @@ def wavenet(channels: int) -> TokenModel:
     return build_model(WaveNetSettings(**sizes), VOCABULARY)
 
 
-def made(model: TokenModel, **settings: object) -> Tensor:
-    values = {"num_waveforms": 2, "num_samples": 21, "start_token": SILENCE, "seed": 0} | settings
-    return torch.cat(list(generate(model, **values)), dim=1)  # type: ignore[arg-type]
+def made(model: TokenModel, **settings: Any) -> Tensor:
+    ways = {name: settings.pop(name) for name in ("filters", "options") if name in settings}
+    sampler = Sampler(model, num_waveforms=settings.pop("num_waveforms", 2), **ways)
+    return torch.cat(list(sampler.generate(**{"num_samples": 21, "start_token": SILENCE, "seed": 0} | settings)), dim=1)
 
 
 @pytest.mark.parametrize("prompt", [None, [1, 2, 3], [5] * 11])
@@ -67,11 +68,6 @@ def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel
         assert got[lane].tolist() == draw_from(predictions[begin : begin + 21], uniforms).tolist()
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_others(model: TokenModel) -> None:
-    assert torch.equal(made(model), made(model))
-    assert not torch.equal(made(model), made(model, seed=7))
-
-
 def test_a_waveform_depends_on_its_seed_alone(model: TokenModel) -> None:
     many = made(model, num_waveforms=5, seed=3)
     assert torch.equal(made(model, num_waveforms=2, seed=3), many[:2])
@@ -84,7 +80,7 @@ def test_a_longer_waveform_begins_as_the_shorter_one(model: TokenModel, monkeypa
     whole = made(model, num_samples=40)
     assert torch.equal(made(model, num_samples=9), whole[:, :9])
     monkeypatch.setattr(engine, "BLOCK_SAMPLES", 7)
-    blocks = list(generate(model, num_waveforms=2, num_samples=40, start_token=SILENCE, seed=0))
+    blocks = list(Sampler(model, num_waveforms=2).generate(num_samples=40, start_token=SILENCE, seed=0))
     assert [block.shape for block in blocks] == [(2, 7)] * 5 + [(2, 5)]
     assert torch.equal(torch.cat(blocks, dim=1), whole)
 
@@ -103,11 +99,8 @@ def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
     with torch.no_grad():
         likeliest = model.head.distribution(model(past[None], model.initial_state(1)).logits[0]).argmax(-1)
     assert torch.equal(likeliest, got[0, :20])
-
-
-def test_filters_reach_the_draw(model: TokenModel) -> None:
-    assert torch.equal(made(model, filters=Filters(top_k=1)), made(model, filters=Filters(temperature=0.0)))
-    assert torch.equal(made(model, filters=Filters(top_p=1e-6)), made(model, filters=Filters(temperature=0.0)))
+    for filters in (Filters(top_k=1), Filters(top_p=1e-6)):
+        assert torch.equal(made(model, filters=filters), got)
 
 
 # Of torch's own making, while it compiles.
@@ -121,7 +114,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @compiling
-@pytest.mark.parametrize("model", ["predicting_mixture", "predicting_wavenet"], indirect=True)
+@pytest.mark.parametrize("model", ["predicting_mixture"], indirect=True)
 def test_a_compiled_step_makes_the_same_samples(
     model: TokenModel, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +128,9 @@ def test_a_compiled_step_makes_the_same_samples(
 
 
 @compiling
-def test_a_compiled_step_is_kept_for_other_weights_and_made_again_where_damaged(cache_folder: Path) -> None:
+def test_a_compiled_step_is_kept_for_other_weights_and_made_again_where_damaged(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = wavenet(channels=16)
     made(model, options=EngineOptions(compiled=True))
     (kept,) = cache_folder.iterdir()
@@ -144,12 +139,17 @@ def test_a_compiled_step_is_kept_for_other_weights_and_made_again_where_damaged(
     assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
     assert list(cache_folder.iterdir()) == [kept]
     assert kept.stat().st_mtime_ns > used
+
+    def compile_again(exported: object, package_path: str, inductor_configs: object) -> str:
+        Path(package_path).write_bytes(content)
+        return package_path
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compile_again)
     damaged = bytearray(content)
     damaged[len(content) // 2] ^= 1
     kept.write_bytes(damaged)
     assert torch.equal(made(model, options=EngineOptions(compiled=True)), made(model))
-    (again,) = cache_folder.iterdir()
-    assert again.read_bytes() != damaged
+    assert [path.read_bytes() for path in cache_folder.iterdir()] == [content]
 
 
 @pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
@@ -199,15 +199,3 @@ def test_every_rounding_goes_on_after_a_prompt(model: TokenModel, weights: Any, 
     next(iter(plain.generate(num_samples=1, start_token=SILENCE, seed=0)))
     # Fewer bytes in larger models; as small as this, 8-bit matrices are mostly padding.
     assert (sampler.bytes_per_step != plain.bytes_per_step) == ((weights, memory) != ("float32", "float32"))
-
-
-def test_without_a_compiler_the_remedy_is_named(model: TokenModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audio_ct.sampling.compiled.can_compile", lambda device: False)
-    with pytest.raises(InputError, match="--no-compiled"):
-        made(model, options=EngineOptions(compiled=True))
-
-
-@pytest.mark.parametrize("num", [0, 10_000])
-def test_a_number_of_waveforms_out_of_range_is_named(model: TokenModel, num: int) -> None:
-    with pytest.raises(InputError, match=f"num={num}"):
-        Sampler(model, num_waveforms=num)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: a captured step makes the samples of a plain one.
+"""On a GPU a captured step makes the samples of a plain one.
 
 The shape checks that all tests run under cannot be compiled, so this file is run as a program of its own.
 """

@@ -13,7 +13,7 @@ from audio_ct.errors import InputError
 from audio_ct.models.build import build_model
 from audio_ct.models.settings import WaveNetSettings
 from audio_ct.models.token_model import TokenModel
-from audio_ct.sampling.engine import EngineOptions, generate
+from audio_ct.sampling.engine import EngineOptions, Sampler
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import WrittenSample, write_samples
 from audio_ct.tokens.codec import ByteCodec, Codec, MuLawCodec
@@ -51,7 +51,8 @@ def test_the_same_seed_gives_the_same_bytes(model: TokenModel, tmp_path: Path, c
 @both
 def test_the_models_samples_are_drawn_after_the_start_token(model: TokenModel, tmp_path: Path, codec: Codec) -> None:
     written = write(model, tmp_path, codec)
-    (expected,) = generate(model, num_waveforms=2, num_samples=120, start_token=codec.start_token, seed=5)
+    sampler = Sampler(model, num_waveforms=2)
+    (expected,) = sampler.generate(num_samples=120, start_token=codec.start_token, seed=5)
     assert torch.equal(torch.stack([sample.tokens for sample in written]), expected)
     if codec is BYTES:
         assert [sample.path.read_bytes() for sample in written] == [bytes(row.tolist()) for row in expected]

@@ -17,7 +17,7 @@ import pytest
 from audio_ct import checkpoint, cli
 from audio_ct.errors import AudioCTError, InputError, MissingError
 from audio_ct.recipe import load_recipe
-from audio_ct.studies.parent_run import ParentRun
+from audio_ct.studies.parent_run import open_parent_run
 from audio_ct.studies.plan import Run, Study, StudyOptions, natural_order, read_study
 from audio_ct.studies.runs import Commands
 from audio_ct.studies.seeds import Mean, difference_over_seeds, mean_over_seeds
@@ -56,7 +56,8 @@ def folder(store_path: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run_in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let commands run in this process, where torch is imported already, and note their first words and runs."""
     noted: list[str] = []
 
@@ -75,11 +76,6 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Commands, "__call__", call)
     return noted
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return run_in_process(monkeypatch)
 
 
 def read(folder: Path, **options: Any) -> Study:
@@ -259,9 +255,10 @@ def test_a_run_that_fails_does_not_end_the_study(
 
 
 def test_runs_are_nested_in_mlflow_under_one_parent(
-    folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, empty_store: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    shutil.copy(empty_store, folder.parent)
     out = folder.parent / "out"
     settings = ("tracking.enabled=true", "tracking.experiment=speech", "training.checkpoint_every_windows=2")
     _, summary, _ = quietly(folder, only=("rate-2",), settings=settings)
@@ -291,16 +288,15 @@ def test_runs_are_nested_in_mlflow_under_one_parent(
 
 
 def test_a_server_that_is_absent_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    parent = ParentRun(tmp_path, name="rates", experiment="speech", uri="http://user:secret@127.0.0.1:9")
-    assert parent.open({"commit": "abc"}) is None
-    parent.close("FINISHED", {"a": 1.0}, [])
+    uri = "http://user:secret@127.0.0.1:9"
+    assert open_parent_run(tmp_path, name="rates", experiment="speech", uri=uri, tags={"commit": "abc"}) is None
     (message,) = [entry.getMessage() for entry in caplog.records if entry.name == "audio_ct"]
     assert "127.0.0.1:9" in message
     assert "secret" not in message
 
 
 def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_there(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, request: pytest.FixtureRequest
 ) -> None:
     out, reached = folder.parent / "out", (*SHORT.settings, "training.max_tokens=12800")
     log = out / "rate-2/seed-0.log"
@@ -324,7 +320,7 @@ def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_th
     assert not (out / "wavenet").exists(), "nothing is begun after a signal"
 
     assert step < 100
-    calls = run_in_process(monkeypatch)
+    calls = request.getfixturevalue("calls")
     is_complete, summary, _ = quietly(folder, only=("rate-2",), settings=reached)
     assert is_complete
     assert summary["variants"][0]["runs"][0]["step"] == 100

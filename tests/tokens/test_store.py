@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +34,8 @@ def shard(seed: int, lengths: list[int], bits: int = 8) -> tuple[np.ndarray, lis
 
 
 def build(path: Path, bits: int = 8, overwrite: bool = False, seed: int = 0) -> TokenStore:
-    with TokenStoreBuilder(path, MuLawCodec(24_000, bits), overwrite=overwrite, metadata={"note": 1}) as builder:
+    with TokenStoreBuilder(path, MuLawCodec(24_000, bits), overwrite=overwrite) as builder:
+        builder.metadata["note"] = 1
         for split, number in (("train", 1), ("train", 2), ("validation", 3), ("test", 4)):
             builder.add_shard(split, *shard(seed + number, [number, 50, 7], bits))
         return builder.commit()
@@ -63,7 +64,6 @@ def test_what_goes_in_comes_out(tmp_path: Path, bits: int) -> None:
         store.recordings("dev")
     with pytest.raises(InputError, match="50 tokens"):
         store.tokens("train", 1, 5, 51)
-    assert pickle.loads(pickle.dumps(store)).digest == store.digest
 
 
 def test_the_digest_follows_the_content(tmp_path: Path) -> None:
@@ -85,25 +85,11 @@ def build_bytes(path: Path) -> TokenStore:
 
 def test_a_store_of_bytes(tmp_path: Path) -> None:
     build_bytes(tmp_path / "store")
-    store = pickle.loads(pickle.dumps(TokenStore.open(tmp_path / "store")))
+    store = TokenStore.open(tmp_path / "store")
     assert (store.codec, store.start_token) == (ByteCodec(), 0)
     np.testing.assert_array_equal(store.tokens("train", 1), shard(0, [30, 40])[0][30:])
     with pytest.raises(InputError, match=r"corpus.clip_seconds=1.0: .* holds bytes"):
         ClipStore.open_clip(tmp_path / "store", 1.0)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"encoding": "words"}, {"encoding": None}, {"encoding": "mu-law"}, {"sample_rate_hz": 24_000}, {"bits": 9}],
-    ids=str,
-)
-def test_what_tokens_stand_for_must_fit(tmp_path: Path, change: dict) -> None:
-    build_bytes(tmp_path / "store")
-    corpus = json.loads((tmp_path / "store/corpus.json").read_text()) | change
-    forge(tmp_path / "store", json.dumps(corpus).encode())
-    with pytest.raises(DamagedError, match=r"encoding: .*; prepare the store again.") as caught:
-        TokenStore.open(tmp_path / "store")
-    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("bits", [8, 12])
@@ -137,17 +123,30 @@ def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> N
         shutil.rmtree(mutated)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"splits": {"train": {"shards": [{"file": "../secret.bin"}]}}},
-        {"splits": {"train": {"shards": [{"file": "/etc/passwd"}]}}},
-        {"splits": {"train": {"shards": [{"file": "a\u0000.bin"}]}}},
-        {"splits": {"train": {"shards": [{"file": "a\n.bin"}]}}},
-        {"splits": {"train": {"shards": [{"num_tokens": -1}]}}},
-        {"splits": {"train": {"shards": [{"num_tokens": 10**12}]}}},
-        {"splits": {"train": {"num_tokens": 5}}},
-        {"splits": {"../train": {}}},
+def forge(store: Path, content: bytes) -> str:
+    """Give a store another manifest, with a fitting hash as someone who means harm would write it; its refusal."""
+    (store / "corpus.json").write_bytes(content)
+    (store / "corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+    with pytest.raises(DamagedError) as caught:
+        TokenStore.open(store)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
+    build(tmp_path / "store")
+    corpus = json.loads((tmp_path / "store/corpus.json").read_text())
+    train = corpus["splits"]["train"]
+    for change in (
+        *({"file": name} for name in ("../secret.bin", "/etc/passwd", "a\0.bin", "a\n.bin")),
+        {"num_tokens": -1},
+        {"num_tokens": 10**12},
+    ):
+        forged = train | {"shards": [train["shards"][0] | change, *train["shards"][1:]]}
+        forge(tmp_path / "store", json.dumps(corpus | {"splits": corpus["splits"] | {"train": forged}}).encode())
+    for change in (
+        {"splits": corpus["splits"] | {"train": train | {"num_tokens": 5}}},
+        {"splits": corpus["splits"] | {"../train": {}}},
         {"splits": {}},
         {"bits": 17},
         {"bits": "8"},
@@ -156,36 +155,18 @@ def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> N
         {"encoding": "bytes"},
         {"format_version": 2},
         {"format": "something else"},
-    ],
-)
-def test_a_forged_manifest_is_refused(tmp_path: Path, change: dict) -> None:
-    """Even with a fitting hash, as someone who means harm would write it."""
-    build(tmp_path / "store")
-    corpus = json.loads((tmp_path / "store/corpus.json").read_text())
-    splits = change.get("splits")
-    if splits and "train" in splits:
-        train = corpus["splits"]["train"]
-        train["shards"][0] |= splits["train"].get("shards", [{}])[0]
-        train |= {key: value for key, value in splits["train"].items() if key != "shards"}
-    else:
-        corpus |= change
-    forge(tmp_path / "store", json.dumps(corpus).encode())
-    with pytest.raises(DamagedError) as caught:
-        TokenStore.open(tmp_path / "store")
-    assert len(str(caught.value).splitlines()) == 1
+    ):
+        forge(tmp_path / "store", json.dumps(corpus | change).encode())
+    for nonsense in (b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'):
+        forge(tmp_path / "store", nonsense)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'])
-def test_a_manifest_of_nonsense_is_refused(tmp_path: Path, content: bytes) -> None:
-    build(tmp_path / "store")
-    forge(tmp_path / "store", content)
-    with pytest.raises(DamagedError):
-        TokenStore.open(tmp_path / "store")
-
-
-def forge(store: Path, content: bytes) -> None:
-    (store / "corpus.json").write_bytes(content)
-    (store / "corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+def test_what_tokens_stand_for_must_fit(tmp_path: Path) -> None:
+    corpus = build_bytes(tmp_path / "store").corpus
+    wrong = [{"encoding": "words"}, {"encoding": None}, {"encoding": "mu-law"}, {"sample_rate_hz": 24_000}, {"bits": 9}]
+    for change in wrong:
+        message = forge(tmp_path / "store", json.dumps(corpus | change).encode())
+        assert re.search(r": encoding: .*; prepare the store again\.$", message)
 
 
 def test_links_out_of_the_store_are_refused(tmp_path: Path) -> None:
@@ -267,31 +248,6 @@ def test_a_kill_between_the_renames_of_an_overwrite_loses_nothing(tmp_path: Path
     with pytest.raises(InputError, match="exists already"):
         build(tmp_path / "store", seed=10)
     assert TokenStore.open(tmp_path / "store").digest == digest
-
-
-def test_files_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def logged_fsync(descriptor: int) -> None:
-        calls.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
-        fsync(descriptor)
-
-    def logged_rename(source: Path, target: Path) -> None:
-        calls.append(f"rename {Path(source).name}")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", logged_fsync)
-    monkeypatch.setattr(os, "rename", logged_rename)
-    build(tmp_path / "store")
-    names = sorted(file.name for file in (tmp_path / "store").iterdir())
-    expected = [f"fsync {name}" for name in names]
-    assert calls[-len(names) - 3 :] == [
-        *expected,
-        "fsync .store.partial",
-        "rename .store.partial",
-        f"fsync {tmp_path.name}",
-    ]
 
 
 def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Lanes read every token of an epoch once, in order, and where they stand is a function of the step alone."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,11 +146,3 @@ def test_a_split_too_small_is_refused_with_the_numbers(store: TokenStore) -> Non
         streams(store, num_lanes=4, window_length=77)
     with pytest.raises(InputError, match=r"batch_size=400"):
         streams(store, num_lanes=400)
-
-
-def test_a_store_from_recordings_streams_too(store_path: Path) -> None:
-    store = TokenStore.open(store_path)
-    lanes = streams(store, num_lanes=2, window_length=512, reset_every_windows=4)
-    window = lanes.window(5)
-    assert window.inputs.shape == (2, 512)
-    assert 0 <= window.inputs.min() <= window.inputs.max() < 256

@@ -1,4 +1,4 @@
-"""Learning rates and update schedules at their corners, and which parameters decay."""
+"""Schedules at their corners, the parameters that decay, and answers that a GPU gives when they are due."""
 
 import math
 from typing import Any
@@ -9,7 +9,14 @@ import torch
 from audio_ct.models.build import build_model
 from audio_ct.models.settings import CompressiveTransformerSettings, ModelSettings, WaveNetSettings
 from audio_ct.recipe import OptimizerRecipe
-from audio_ct.training.optimizer import clip_gradients, learning_rate, make_optimizer, update_every
+from audio_ct.training.optimizer import (
+    BEHIND,
+    FiniteChecks,
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    update_every,
+)
 
 WAVENET = WaveNetSettings(num_stacks=1, layers_per_stack=1, residual_channels=4, skip_channels=4)
 
@@ -35,6 +42,26 @@ def rates(settings: OptimizerRecipe, num_steps: int) -> list[float]:
     return [learning_rate(settings, step, num_steps) for step in range(num_steps)]
 
 
+def add(checks: FiniteChecks, device: str, *answers: bool) -> None:
+    for step, answer in enumerate(answers, 1):
+        checks.add(step, torch.tensor(answer, device=device))
+
+
+def test_on_a_cpu_every_answer_is_there_at_once() -> None:
+    checks = FiniteChecks()
+    add(checks, "cpu", True, False)
+    assert list(checks.settled(all_of_them=False)) == [(1, True), (2, False)]
+    assert list(checks.settled(all_of_them=True)) == []
+
+
+@pytest.mark.gpu
+def test_a_gpus_last_answers_come_when_all_are_asked_for() -> None:
+    checks = FiniteChecks()
+    add(checks, "cuda", True, False, *[True] * BEHIND)
+    assert list(checks.settled(all_of_them=False)) == [(1, True), (2, False)]
+    assert list(checks.settled(all_of_them=True)) == [(3 + i, True) for i in range(BEHIND)]
+
+
 @pytest.mark.parametrize("compressed_memory_length", [0, 4])
 def test_norms_stay_on_the_device(compressed_memory_length: int) -> None:
     with torch.device("meta"):
@@ -44,28 +71,20 @@ def test_norms_stay_on_the_device(compressed_memory_length: int) -> None:
         assert [norm.device.type for norm in clip_gradients(model, 1.0)] == ["meta", "meta"]
 
 
-def test_without_decay_it_rises_and_stays() -> None:
-    assert rates(recipe(), 3) == [1e-3] * 3
-    assert rates(recipe(warmup_steps=4), 7) == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3])
-    # How long the run is does not matter, so a run can be made longer.
-    assert rates(recipe(warmup_steps=4), 7) == rates(recipe(warmup_steps=4), 100)[:7]
-
-
-def test_a_linear_decay_ends_at_its_fraction() -> None:
-    settings = recipe(warmup_steps=2, decay="linear", final_fraction=0.1)
-    assert learning_rate(settings, 2, 10) == 1e-3
-    assert learning_rate(settings, 6, 10) == pytest.approx(0.55e-3)
-    assert learning_rate(settings, 10, 10) == pytest.approx(0.1e-3)
-    assert learning_rate(settings, 99, 10) == pytest.approx(0.1e-3)
-
-
-def test_a_cosine_decay_is_half_way_at_the_middle() -> None:
-    settings = recipe(decay="cosine")
-    assert learning_rate(settings, 0, 100) == 1e-3
-    assert learning_rate(settings, 25, 100) == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)) / 2)
-    assert learning_rate(settings, 50, 100) == pytest.approx(0.5e-3)
-    assert learning_rate(settings, 100, 100) == pytest.approx(0, abs=1e-18)
-    assert all(rate > 0 for rate in rates(settings, 100))
+@pytest.mark.parametrize(
+    ("changes", "num_steps", "expected"),
+    [
+        ({}, 3, {0: 1, 2: 1}),
+        ({"warmup_steps": 4}, 7, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1, 6: 1}),
+        # Without decay the length of the run does not matter, so a run can be made longer.
+        ({"warmup_steps": 4}, 100, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1, 6: 1}),
+        ({"warmup_steps": 2, "decay": "linear", "final_fraction": 0.1}, 10, {2: 1, 6: 0.55, 10: 0.1, 99: 0.1}),
+        ({"decay": "cosine"}, 100, {0: 1, 25: (1 + math.cos(math.pi / 4)) / 2, 50: 0.5, 100: 0}),
+    ],
+)
+def test_the_learning_rate_at_its_corners(changes: dict[str, Any], num_steps: int, expected: dict[int, float]) -> None:
+    found = {step: learning_rate(recipe(**changes), step, num_steps) / 1e-3 for step in expected}
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("decay", ["none", "linear", "cosine"])

@@ -1,0 +1,15 @@
+"""The device that models run on, and what it lacks."""
+
+import torch
+
+
+def choose_device() -> torch.device:
+    """Choose the GPU where there is one, the CPU otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def emulates_bfloat16() -> bool:
+    """Tell if this CPU is known to have no bfloat16 instructions; False where torch does not say."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    instructions = [has for name, has in capabilities.items() if "bf16" in name]
+    return bool(instructions) and not any(instructions)
