@@ -114,6 +114,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @compiling
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["predicting_mixture"], indirect=True)
 def test_a_compiled_step_makes_the_same_samples(
     model: TokenModel, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
