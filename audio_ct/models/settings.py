@@ -65,7 +65,7 @@ class CompressionSettings(Section):
 
 
 class _Input(Section):
-    """What reads tokens."""
+    """The part of a model that reads tokens."""
 
     kind: str
     embedding: Literal["learned", "sinusoidal"] = "learned"
@@ -79,7 +79,7 @@ class _Input(Section):
 
 
 class _Output(Section):
-    """What gives tokens their probabilities."""
+    """The part of a model that gives tokens their probabilities."""
 
     output: Literal["softmax", "mixture_of_logistics"] = "softmax"
     """The size of the mixture does not grow with the number of tokens."""

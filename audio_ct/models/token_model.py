@@ -219,7 +219,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def is_cut(state: State) -> bool:
-    """Whether a state stands within a stretch of samples, so that only steps can go on from it."""
+    """True where a state stands within a stretch of samples, so that only steps can go on from it."""
     return "cache" in state
 
 

@@ -47,7 +47,7 @@ def rel_shift(x: Tensor) -> Tensor:
 
 
 def textbook_scores(attention: RelativeAttention, h: Tensor, context: Tensor) -> Tensor:
-    """Return Transformer-XL's scores [heads, time, keys] from a table of R(distance); right only where visible."""
+    """Transformer-XL's scores [heads, time, keys] from a table of R(distance); right only where visible."""
     num_queries, num_keys = h.shape[0], context.shape[0]
     num_heads, d_head, num_sinusoids = attention.position.shape
     half = num_sinusoids // 2

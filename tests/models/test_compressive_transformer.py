@@ -66,7 +66,7 @@ def layer_norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 def slow_attention(
     attention: RelativeAttention, x: Tensor, context: Tensor, distances: Tensor, own: int
 ) -> tuple[Tensor, Tensor]:
-    """Return (attention of x [time, d] over a context [keys, d] that ends with x, the weights), a query at a time.
+    """Attention of x [time, d] over a context [keys, d] that ends with x, and its weights, a query at a time.
 
     The first `own` keys have their own projection of positions.
     """

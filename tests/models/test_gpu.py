@@ -1,4 +1,4 @@
-"""What only a GPU can show: its kernels give the CPU's numbers, in windows and in steps."""
+"""GPU only: its kernels give the CPU's numbers, in windows and in steps."""
 
 import pytest
 import torch

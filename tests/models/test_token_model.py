@@ -1,4 +1,4 @@
-"""What every model owes the rest: causality, one stream however it is cut, steps like windows, lanes by themselves."""
+"""The duties of every model: causality, one stream however it is cut, steps like windows, lanes by themselves."""
 
 from collections.abc import Callable
 from typing import Any
