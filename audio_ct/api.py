@@ -210,4 +210,11 @@ def _encoded(model: Pretrained, waveform: np.ndarray, sample_rate_hz: int) -> In
         raise InputError(f"{model.label} is a model of bytes; name a model of audio.")
     if waveform.ndim != 1 or len(waveform) == 0:
         raise InputError(f"waveform of shape {waveform.shape} must be [time] and not empty; mix channels to one.")
-    return model.codec.encode(waveform, sample_rate_hz)
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise InputError(f"waveform of type {waveform.dtype} must be of floats in [-1, 1]; divide by its full scale.")
+    if sample_rate_hz < 1:
+        raise InputError(f"sample_rate_hz={sample_rate_hz} must be positive.")
+    tokens = model.codec.encode(waveform, sample_rate_hz)
+    if not len(tokens):
+        raise InputError(f"waveform of {len(waveform)} samples holds none at the model's rate; give a longer one.")
+    return tokens

@@ -9,9 +9,12 @@ from pydantic import Field, model_validator
 
 from audio_ct import strict_yaml
 from audio_ct.errors import InputError, MissingError
-from audio_ct.models.settings import ModelSettings, NonNegative, Positive, Section, WaveNetSettings
+from audio_ct.models.settings import ModelSettings, NonNegative, Positive, Section
 
 MAX_RECIPE_BYTES = 1 << 16
+# Bounds of what is sampled, here and in `audio_ct.sampling`.
+MAX_WAVEFORMS = 4096
+MAX_TEMPERATURE = 100
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -120,13 +123,13 @@ class EvaluationRecipe(Section):
 class SamplingRecipe(Section):
     """The samples that a run makes of itself: audio, or texts where the corpus is bytes."""
 
-    num_samples: Positive = 1
+    num_samples: Annotated[int, Field(gt=0, le=MAX_WAVEFORMS)] = 1
     """Files made side by side."""
     seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
     """Length of audio."""
     num_bytes: Annotated[int, Field(gt=0, le=1 << 30)] = 1024
     """Length of texts."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
     """Divides the logits; 1 is the model's own distribution."""
     compiled: bool = False
     """Compile the step, which pays from about a second of audio on; see `audio_ct.sampling.engine`."""
@@ -164,11 +167,9 @@ class Recipe(Section):
     def _windows_end_where_streams_may_be_cut(self) -> Self:
         cut_length = self.model.cut_length
         if self.training.window_length % cut_length:
-            is_wavenet = isinstance(self.model, WaveNetSettings)
-            key = "model.linear_prediction.frame_length" if is_wavenet else "model.segment_length"
             raise ValueError(
                 f"training.window_length={self.training.window_length} must be a multiple of "
-                f"{key}={cut_length}; try {cut_length}"
+                f"{self.model.cut_key}={cut_length}; try {cut_length}"
             )
         return self
 

@@ -142,7 +142,7 @@ class Compressor(nn.Module):
         self.function = make_compression(settings, d_model=d_model, rate=rate)
         self.decoder = Decoder(d_model, rate) if settings.loss == "auto_encoding" else None
         self.settings = settings
-        self.counts_usage = settings.function == "most_used"
+        self.counts_usage = settings.counts_usage
         self.has_own_loss = settings.loss in ("attention_reconstruction", "auto_encoding")
 
     def forward(

@@ -180,6 +180,8 @@ class CompressiveTransformer(Stage):
         settings: sizes, memories and compression.
     """
 
+    steps_by_segments = True
+
     def __init__(self, settings: StackSettings) -> None:
         super().__init__()
         self.segment_length = settings.segment_length
@@ -198,8 +200,8 @@ class CompressiveTransformer(Stage):
         """Read whole segments; see the base class."""
         state, outputs, losses = dict(state), [], []
         for segment in h.split(self.segment_length, dim=1):
-            for name, layer in enumerate(self.layers):
-                segment, state[str(name)], loss = self._run(layer, segment, state[str(name)])
+            for index, layer in enumerate(self.layers):
+                segment, state[str(index)], loss = self._run(layer, segment, state[str(index)])
                 losses.extend([] if loss is None else [loss])
             outputs.append(segment)
         h = torch.cat(outputs, dim=1)
@@ -207,7 +209,6 @@ class CompressiveTransformer(Stage):
 
     def open_cache(self, state: State, num_samples: int) -> State:
         """Caches of a segment; see the base class."""
-        assert num_samples == self.segment_length, "a stretch is a segment"
         return self._of_layers(lambda layer, name: layer.open_cache(state[name]))
 
     def read(
@@ -215,8 +216,8 @@ class CompressiveTransformer(Stage):
     ) -> tuple[Float[Tensor, "batch 1 d_model"], Float[Tensor, "batch 1 d_model"]]:
         """Read one sample; see the base class."""
         at = self.positions.at(slot)
-        for name, layer in enumerate(self.layers):
-            h = layer.read(h, caches[str(name)], at)
+        for index, layer in enumerate(self.layers):
+            h = layer.read(h, caches[str(index)], at)
         return h, h
 
     def close_cache(self, state: State, caches: State) -> State:
@@ -235,4 +236,4 @@ class CompressiveTransformer(Stage):
         return {self._compression.loss: torch.stack(losses).sum() / num_terms}
 
     def _of_layers(self, function: Callable[[CompressiveLayer, str], State]) -> State:
-        return {str(name): function(layer, str(name)) for name, layer in enumerate(self.layers)}
+        return {str(index): function(layer, str(index)) for index, layer in enumerate(self.layers)}

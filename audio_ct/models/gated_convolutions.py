@@ -86,19 +86,19 @@ class GatedConvolutions(Stage):
     def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
         """Zero queues [batch, past, channels], one for each layer."""
         return {
-            str(name): torch.zeros(batch_size, layer.queue_length, self.channels, device=device, dtype=dtype)
-            for name, layer in enumerate(self.layers)
+            str(index): torch.zeros(batch_size, layer.queue_length, self.channels, device=device, dtype=dtype)
+            for index, layer in enumerate(self.layers)
         }
 
     def forward(self, h: Float[Tensor, "batch time channels"], state: State) -> StageOutput:
         """Read a window of any length; see the base class."""
         new_state: State = {}
         skips = []
-        for name, layer in enumerate(self.layers):
-            queue = state[str(name)]
+        for index, layer in enumerate(self.layers):
+            queue = state[str(index)]
             h, skip, new_queue = self._run(layer, h, queue.to(h.dtype))
             skips.append(skip)
-            new_state[str(name)] = new_queue.detach().to(queue.dtype)
+            new_state[str(index)] = new_queue.detach().to(queue.dtype)
         return StageOutput(h, _sum(skips), new_state)
 
     def open_cache(self, state: State, num_samples: int) -> State:
@@ -110,8 +110,8 @@ class GatedConvolutions(Stage):
     ) -> tuple[Float[Tensor, "batch 1 channels"], Float[Tensor, "batch 1 skip"]]:
         """Read one sample; see the base class."""
         skips = []
-        for name, layer in enumerate(self.layers):
-            h, skip = layer.read(h, caches[str(name)], slot)
+        for index, layer in enumerate(self.layers):
+            h, skip = layer.read(h, caches[str(index)], slot)
             skips.append(skip)
         return h, _sum(skips)
 

@@ -201,12 +201,17 @@ class CompressiveMemory(nn.Module):
             most_used. What is about tokens (embedding, linear prediction, front, output) plays no part.
 
     Raises:
-        InputError: if compression goes by use.
+        InputError: if compression goes by use, or query heads share keys and values.
     """
 
     def __init__(self, *, d_in: int, settings: StackSettings) -> None:
         super().__init__()
-        if settings.compression.function == "most_used":
+        if settings.num_key_value_heads is not None:
+            raise InputError(
+                f"num_key_value_heads={settings.num_key_value_heads}: in a memory cell query heads share no keys; leave it "
+                "out."
+            )
+        if settings.compression.counts_usage:
             raise InputError(
                 "compression.function='most_used' counts attention by whole segments, which unrolls may cut; use "
                 "another function."
@@ -228,7 +233,7 @@ class CompressiveMemory(nn.Module):
         "place" counts the slots of its segment that a lane has read, "segments_read" its whole segments.
         """
         counters = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        layers = {str(name): layer.initial_state(batch_size, device, dtype) for name, layer in enumerate(self.layers)}
+        layers = {str(index): layer.initial_state(batch_size, device, dtype) for index, layer in enumerate(self.layers)}
         return {"place": counters, "segments_read": counters.clone(), "layers": layers}
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
@@ -265,8 +270,8 @@ class CompressiveMemory(nn.Module):
             completes = piece.completes(self.shape.segment_length)
             num_pushes = num_pushes + (completes & self.layers[0].pushes_out(state["segments_read"])).sum()
             x, layers = take_steps(h, piece.steps), dict(state["layers"])
-            for name, layer in enumerate(self.layers):
-                x, layers[str(name)], loss = layer.read_piece(x, layers[str(name)], piece, state["segments_read"])
+            for index, layer in enumerate(self.layers):
+                x, layers[str(index)], loss = layer.read_piece(x, layers[str(index)], piece, state["segments_read"])
                 losses.extend([] if loss is None else [loss])
             place = (piece.first_slot + piece.num_steps) % self.shape.segment_length
             state = {

@@ -54,6 +54,11 @@ class CompressionSettings(Section):
     loss_form: LossForm = "mean_square"
     """mean_square, averaged over layers, is DeepMind's code; norm, summed over layers, is printed in the paper."""
 
+    @property
+    def counts_usage(self) -> bool:
+        """True where entries are compressed by the attention that they received."""
+        return self.function == "most_used"
+
     @model_validator(mode="after")
     def _loss_has_something_to_teach(self) -> "CompressionSettings":
         if self.function not in LEARNED_FUNCTIONS and self.loss != "none":
@@ -144,9 +149,11 @@ class _SegmentsHoldFrames(_Output, TransformerSettings, _Front, _Input):
             )
         return self
 
+    cut_key: ClassVar[str] = "model.segment_length"
+
     @property
     def cut_length(self) -> int:
-        """A stream may be cut into windows of whole multiples of so many tokens."""
+        """A stream may be cut into windows of whole multiples of so many tokens; `cut_key` is the key that says it."""
         return self.segment_length
 
 
@@ -181,7 +188,7 @@ class CompressiveTransformerSettings(_SegmentsHoldFrames):
                 f"model.compression_rate={self.compression_rate} leaves nothing of "
                 f"model.segment_length={self.segment_length}; lower the rate"
             )
-        by_use = self.compressed_memory_length and self.compression.function == "most_used"
+        by_use = self.compressed_memory_length and self.compression.counts_usage
         if by_use and self.memory_length < self.segment_length:
             raise ValueError(
                 f"model.memory_length={self.memory_length} must be at least model.segment_length="
@@ -213,6 +220,8 @@ class WaveNetSettings(_Output, _Input):
     def receptive_field(self) -> int:
         """Samples that a prediction depends on through the convolutions; linear prediction sees all of the past."""
         return 1 + (self.width - 1) * sum(self.dilations)
+
+    cut_key: ClassVar[str] = "model.linear_prediction.frame_length"
 
     @property
     def cut_length(self) -> int:

@@ -11,7 +11,7 @@ tensors of fixed shape with a slot for each sample, nested like the state:
 
     caches = stage.open_cache(state, num_samples)      before the stretch
     h, skip = stage.read(h, caches, slot)              each sample; in place, without decisions
-    stage.advance(caches, offset)                      between samples, each `period`; in place
+    stage.advance(caches, offset)                      within the stretch, each `period`; in place
     state = stage.close_cache(state, caches)           after the stretch
 
 `read` decides nothing, so that it can be compiled or captured once and repeated.
@@ -51,13 +51,14 @@ class Stage(nn.Module, ABC):
     """A map from activations to activations with a state of its own.
 
     Attributes:
-        segment_length: `forward` takes whole multiples of so many samples, and stretches are of this length; 1 where a
-            stream may be cut anywhere and a stretch may have any length.
+        segment_length: `forward` takes whole multiples of so many samples; 1 where a stream may be cut anywhere.
+        steps_by_segments: stretches must be of `segment_length`; else of any multiple of it.
         period: samples between two calls of `advance`; None where it has nothing to do.
         recompute_activations: in training keep each layer's inputs only, and compute its inside again for the gradient.
     """
 
     segment_length: int = 1
+    steps_by_segments: bool = False
     period: int | None = None
     recompute_activations: bool = False
 
@@ -94,7 +95,10 @@ class Stage(nn.Module, ABC):
         """
 
     def advance(self, caches: State, offset: int) -> None:
-        """Bring caches up to date, in place, after `offset` samples of the stretch, a multiple of `period`."""
+        """Bring caches up to date, in place, after `offset` samples of the stretch, a multiple of `period`.
+
+        At the end of a stretch `close_cache` comes in its place.
+        """
 
     @abstractmethod
     def close_cache(self, state: State, caches: State) -> State:

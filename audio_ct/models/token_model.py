@@ -74,10 +74,13 @@ class TokenModel(nn.Module):
         self.head = head
         self.linear_prediction = linear_prediction
         segments = [stage.segment_length for stage in stages.values()]
+        fixed = {stage.segment_length for stage in stages.values() if stage.steps_by_segments}
         frames = [] if linear_prediction is None else [linear_prediction.frame_length]
         self.segment_length = math.lcm(*segments, *frames)
-        is_free = max(segments) == 1
-        self.cache_length = self.segment_length * (-(-MINIMUM_STRETCH // self.segment_length) if is_free else 1)
+        self.cache_length = self.segment_length
+        if not fixed:
+            self.cache_length *= -(-MINIMUM_STRETCH // self.segment_length)
+        assert fixed <= {self.cache_length}, "all stages that step by segments have segments of one length, the longest"
         periods = [stage.period for stage in stages.values() if stage.period is not None]
         self.period = math.gcd(self.cache_length, *periods, *frames)
 
@@ -114,7 +117,9 @@ class TokenModel(nn.Module):
             output = stage(h, state[name])
             h, new_state[name] = output.h, output.state
             skips = output.skip if skips is None else skips + output.skip
-            auxiliary_losses |= output.auxiliary_losses
+            for loss_name, loss in output.auxiliary_losses.items():
+                others = auxiliary_losses.get(loss_name)
+                auxiliary_losses[loss_name] = loss if others is None else others + loss
         return ModelOutput(self.head(skips, prediction), detached(new_state), auxiliary_losses)
 
     @torch.no_grad()

@@ -20,12 +20,13 @@ from audio_ct.errors import InputError
 from audio_ct.models.heads import draw_from
 from audio_ct.models.stage import State, map_state
 from audio_ct.models.token_model import TokenModel, consume, position
+from audio_ct.recipe import MAX_WAVEFORMS
 from audio_ct.sampling.compiled import prepare
 from audio_ct.sampling.filters import NO_FILTERS, Filters, filtered_probabilities
 from audio_ct.sampling.weights import Weights, with_weights
 
 BLOCK_SAMPLES = 2048
-MAX_WAVEFORMS = 4096
+MAX_SEED = 1 << 62
 THREADS_FROM_WAVEFORMS = 8
 
 
@@ -48,10 +49,11 @@ PLAIN = EngineOptions()
 
 
 class Sampler:
-    """A model ready to make a number of waveforms side by side, any number of times.
+    """A model ready to make a number of waveforms side by side, again and again but not twice at the same time.
 
     Args:
         model: on the device where it shall run; a copy of it is used.
+        num_waveforms: up to 4096.
         filters: changes to predictions; by default none, so that waveforms follow the distribution that likelihoods
             measure.
 
@@ -98,7 +100,12 @@ class Sampler:
             start_token: token that the model reads first, the codec's.
             seed: of the first waveform.
             prompt: tokens to continue, the same for every waveform.
+
+        Raises:
+            InputError: if the seed is out of range.
         """
+        if not 0 <= seed <= MAX_SEED:
+            raise InputError(f"seed={seed} must be from 0 to {MAX_SEED}.")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(self._num_waveforms)]
         past = torch.full((1,), start_token) if prompt is None else torch.cat([torch.tensor([start_token]), prompt])
         past = past.to(self._device).expand(self._num_waveforms, -1)

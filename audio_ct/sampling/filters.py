@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from audio_ct.errors import InputError
+from audio_ct.recipe import MAX_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Filters:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not 0 <= self.temperature <= 100:
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise InputError(
-                f"temperature={self.temperature} must be between 0 (the likeliest token) and 100; 1 is unchanged."
+                f"temperature={self.temperature} must be between 0 (the likeliest token) and {MAX_TEMPERATURE}; 1 is "
+                "unchanged."
             )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top-k={self.top_k} must be at least 1; leave it out to keep every token.")

@@ -95,7 +95,7 @@ def train(
                 validation_bits = _validate(run, tracker, validate)
             if _is_due(training.checkpoint_every_windows, run, since=updated_at):
                 _save(run, validation_bits)
-            # Last, so that nothing is lost where it fails.
+            # After the checkpoint: one that is due is on disk before sampling can fail.
             if _is_due(training.sample_every_windows, run, since=updated_at):
                 for path in make_samples(recipe, model, run.store, run.step, run_folder / "samples"):
                     tracker.log_artifact(path, "samples")
@@ -141,7 +141,7 @@ def _settle(run: Run, *, all_of_them: bool) -> None:
             raise NotFiniteError(
                 f"loss or gradient not finite in {figures.not_finite_in_a_row} updates in a row, last at step "
                 f"{step - 1} on recordings {names[:300]}; lower optimizer.learning_rate="
-                f"{run.recipe.optimizer.learning_rate} or use training.precision=bfloat16. The last checkpoint is "
+                f"{run.recipe.optimizer.learning_rate} or use training.precision=bfloat16. Checkpoints are "
                 "intact."
             )
 

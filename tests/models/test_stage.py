@@ -24,6 +24,8 @@ class Frames(Stage):
     added     |       | a a a | b ...
     """
 
+    steps_by_segments = True
+
     def __init__(self, inner: Stage) -> None:
         super().__init__()
         self.inner = inner
@@ -60,15 +62,24 @@ class Frames(Stage):
         return {"inner": inner, "last": caches["last"].clone()}
 
 
+def settings(segment_length: int = SEGMENT) -> CompressiveTransformerSettings:
+    return CompressiveTransformerSettings(
+        num_layers=2,
+        d_model=CHANNELS,
+        num_heads=2,
+        d_ff=8,
+        segment_length=segment_length,
+        memory_length=segment_length,
+        compressed_memory_length=2,
+        compression_rate=2,
+    )
+
+
 @pytest.fixture
 def model() -> TokenModel:
     torch.manual_seed(0)
-    settings = CompressiveTransformerSettings(
-        num_layers=2, d_model=CHANNELS, num_heads=2, d_ff=8, segment_length=SEGMENT, memory_length=SEGMENT,
-        compressed_memory_length=2, compression_rate=2,
-    )  # fmt: skip
     stages = {
-        "frames": Frames(CompressiveTransformer(settings)),
+        "frames": Frames(CompressiveTransformer(settings())),
         "convolutions": GatedConvolutions(CHANNELS, skip_channels=CHANNELS, width=2, dilations=[1, 2]),
     }
     head = SoftmaxHead(SkipBody(CHANNELS), CHANNELS, vocabulary_size=9)
@@ -112,6 +123,21 @@ def test_a_frame_is_heard_from_the_next_frame_on(model: TokenModel) -> None:
         # The convolutions see 3 samples back; further on it is heard by its frame.
         next_frame = (s // FRAME + 1) * FRAME
         assert moved[0, max(s + 4, next_frame) : next_frame + FRAME * SEGMENT - FRAME].all()
+
+
+def test_losses_of_two_stages_are_added_and_their_segments_must_be_alike(model: TokenModel) -> None:
+    def two(segment_length: int) -> TokenModel:
+        torch.manual_seed(0)
+        stages = {name: CompressiveTransformer(settings(length)) for name, length in (("a", 4), ("b", segment_length))}
+        head = SoftmaxHead(nn.Identity(), CHANNELS, vocabulary_size=9)
+        return TokenModel(9, embedding=nn.Embedding(9, CHANNELS), stages=stages, head=head).double().train()
+
+    both = two(4)
+    loss = both(stream(), both.initial_state(2, dtype=torch.float64)).auxiliary_losses["attention_reconstruction"]
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in both.auxiliary_parameters())
+    with pytest.raises(AssertionError, match="segments of one length"):
+        two(8)
 
 
 def test_states_are_flattened_and_chosen_by_lane() -> None:

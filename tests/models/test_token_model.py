@@ -209,6 +209,15 @@ def test_steps_are_the_same_numbers_as_windows(model: TokenModel) -> None:
     assert_same(state, whole.state)
 
 
+def test_segments_of_one_sample_are_stepped_through_as_well() -> None:
+    model = compressive(segment_length=1, memory_length=4, compression_rate=1, **front).double().eval()
+    with torch.no_grad():
+        whole = model(tokens(), start(model))
+        logits, state = by_steps(model, tokens(), start(model))
+    torch.testing.assert_close(logits, whole.logits, atol=1e-10, rtol=0)
+    assert_same(state, whole.state)
+
+
 @pytest.mark.parametrize("length", [1, 5 * SEGMENT + 2])
 def test_a_prompt_of_any_length_is_consumed_and_gone_on_from(model: TokenModel, length: int) -> None:
     stream = tokens()
