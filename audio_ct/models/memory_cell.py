@@ -208,8 +208,7 @@ class CompressiveMemory(nn.Module):
         super().__init__()
         if settings.num_key_value_heads is not None:
             raise InputError(
-                f"num_key_value_heads={settings.num_key_value_heads}: in a memory cell query heads share no keys; leave it "
-                "out."
+                f"num_key_value_heads={settings.num_key_value_heads}: heads of a memory cell share no keys; leave it out."
             )
         if settings.compression.counts_usage:
             raise InputError(
