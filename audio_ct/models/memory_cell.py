@@ -207,9 +207,8 @@ class CompressiveMemory(nn.Module):
     def __init__(self, *, d_in: int, settings: StackSettings) -> None:
         super().__init__()
         if settings.num_key_value_heads is not None:
-            raise InputError(
-                f"num_key_value_heads={settings.num_key_value_heads}: heads of a memory cell share no keys; leave it out."
-            )
+            shared = settings.num_key_value_heads
+            raise InputError(f"num_key_value_heads={shared}: heads of a memory cell share no keys; leave it out.")
         if settings.compression.counts_usage:
             raise InputError(
                 "compression.function='most_used' counts attention by whole segments, which unrolls may cut; use "
