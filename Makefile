@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
 	touch $@
 
-# Prepares synthetic speech, trains three small models, and compares them on one page: under 8 minutes on 2 cores.
+# Prepares synthetic speech, trains three small models, and compares them on one page: 4 to 9 minutes on 2 cores.
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/demo.sh
 
