@@ -40,6 +40,7 @@ RECIPE_FILE, MANIFEST_FILE = "recipe.yaml", "manifest.json"
 FILES = (MODEL_FILE, STATE_FILE, TRAINING_FILE, RECIPE_FILE)
 KEPT_NEWEST = 2
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_HEADER_BYTES = 16 << 20
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})(\.replaced)?")
 _TEMPORARY_FOLDER = re.compile(r"step-\d{8,}\.tmp-.+")
@@ -346,6 +347,10 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise DamagedError(f"{path}: a header of {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}")
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
