@@ -49,7 +49,8 @@ def build_model(recipe: Recipe, vocabulary_size: int | None = None) -> TokenMode
         torch.Size([1, 160, 256])
     """
     if vocabulary_size is None:
-        vocabulary_size = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds).vocabulary_size
+        corpus = recipe.corpus
+        vocabulary_size = open_corpus(corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib).vocabulary_size
     return build.build_model(recipe.model, vocabulary_size)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.prep import Out, Overwrite, prep
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prep, name="prep")
+app.add_typer(corpus, name="corpus")
 
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
@@ -31,7 +33,7 @@ WeightsOption = Annotated[
 MemoryOption = Annotated[Literal["float32", "bfloat16"], typer.Option("--memory", help="Type of what a model keeps.")]
 # Memories must fit into the machine's.
 MemoryLength = Annotated[int | None, typer.Option(min=0, max=1 << 20, help="Another length than in training.")]
-StorePath = Annotated[Path | None, typer.Option("--store", help="The token store, if it has moved.")]
+StoreAddress = Annotated[str | None, typer.Option("--store", help="The token store's place, if it has moved.")]
 Split = Annotated[str, typer.Option(help="Split of the corpus.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
 
@@ -73,29 +75,6 @@ def _options(
 
     An error is one line; with --debug anywhere on the line it is a traceback.
     """
-
-
-@app.command()
-def corpus(
-    store: Annotated[Path, typer.Argument(help="A token store.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and check its SHA-256.")] = False,
-) -> None:
-    """Show what a token store holds."""
-    from audio_ct.tokens.store import TokenStore
-
-    opened = TokenStore.open(store)
-    if verify:
-        opened.verify()
-    rate_hz = opened.codec.sample_rate_hz
-    for split in opened.splits:
-        num_tokens, num_recordings = opened.num_tokens(split), len(opened.recordings(split))
-        if rate_hz is None:
-            print(f"{split}: {num_tokens:,} bytes in {num_recordings} stretches")
-        else:
-            print(f"{split}: {num_recordings} recordings, {num_tokens / rate_hz / 60:.1f} minutes")
-    kind = "bytes" if rate_hz is None else f"{rate_hz} Hz, {opened.codec.bits} bit mu-law"
-    print(f"{kind}, digest {opened.digest[:16]}")
-    print("every shard is what was written" if verify else "sizes are right; --verify reads every shard")
 
 
 @app.command()
@@ -178,7 +157,7 @@ def evaluate(
     split: Split = "test",
     max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
-    store: StorePath = None,
+    store: StoreAddress = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
     memory_length: MemoryLength = None,
@@ -231,7 +210,7 @@ def inspect(
     max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
     against: Annotated[Path | None, typer.Option(help="Another checkpoint of the corpus, to show gains over.")] = None,
-    store: StorePath = None,
+    store: StoreAddress = None,
 ) -> None:
     """Show how a model uses its memories: attention, compression, and bits per sample without them.
 
@@ -263,7 +242,7 @@ def compare(
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the waveforms and the bootstrap.")] = 0,
-    store: StorePath = None,
+    store: StoreAddress = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
 ) -> None:
     """Put checkpoints side by side on one page, to read and to hear."""

@@ -1,76 +1,155 @@
-"""The `prep` commands: one for each corpus of data_prep. Heavy imports happen inside commands."""
+"""The `prep` commands: one for each corpus of data_prep, made from what its file declares and from `PrepOptions`."""
 
+import importlib
+import inspect
 import json
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-prep = typer.Typer(help="Turn recordings into a token store.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from data_prep.corpus import Corpus
+
+# In the order of the list that --help prints: where each corpus is declared.
+CORPORA = {
+    "folder": "folder:CORPUS",
+    "ljspeech": "ljspeech:CORPUS",
+    "libritts": "libritts:LIBRITTS",
+    "libritts-r": "libritts:LIBRITTS_R",
+    "librispeech": "librispeech:CORPUS",
+    "vctk": "vctk:CORPUS",
+    "hi-fi-tts": "hi_fi_tts:CORPUS",
+    "common-voice": "common_voice:CORPUS",
+    "librilight": "librilight:CORPUS",
+    "speech-commands": "speech_commands:CORPUS",
+    "demo": "demo:CORPUS",
+}
+OF_FOLDER = ("speaker_pattern", "metadata", "licence")
+OF_DEMO = ("seed", "jobs", "overwrite")
+OF_BYTES = ("validation_fraction", "test_fraction", "licence", "overwrite")
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Jobs = Annotated[int, typer.Option(help="Processes; does not change the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Store = Annotated[str, typer.Option("--out", help="Where the store shall stand: a folder, or an address (s3://...).")]
 
 
-def _prepare(context: typer.Context, prepare: Callable[..., dict[str, Any]], source: Path | None, out: Path) -> None:
-    """Prepare a corpus; the command's other options are those of `PrepOptions`, by name."""
-    from data_prep.plan import PrepOptions
+class CorpusCommands(TyperGroup):
+    """Commands that are made when they are asked for: a corpus is imported only then."""
 
-    options = {name: value for name, value in context.params.items() if name not in ("source", "out")}
-    summary = prepare(source, out, options=PrepOptions(**options), progress=True)
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all corpora."""
+        return [*CORPORA, "bytes"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a corpus."""
+        if cmd_name == "bytes":
+            return _bytes_command()
+        if cmd_name not in CORPORA:
+            return None
+        module, constant = CORPORA[cmd_name].split(":")
+        return _corpus_command(getattr(importlib.import_module(f"data_prep.{module}"), constant))
+
+
+prep = typer.Typer(cls=CorpusCommands, help="Turn recordings into a token store.", no_args_is_help=True)
+
+
+@prep.callback()
+def _group() -> None:
+    """Turn recordings into a token store."""
+
+
+def _corpus_command(corpus: "Corpus") -> Any:
+    from data_prep.corpus import options_for
+
+    defaults = options_for(corpus)
+    names = [each.name for each in fields(defaults)]
+    if corpus.make is not None:
+        names = [name for name in names if name in OF_DEMO]
+    elif corpus.name != "folder":
+        names = [name for name in names if name not in OF_FOLDER]
+    if corpus.subsets == ():
+        names = [name for name in names if name != "subsets"]
+    before = []
+    if corpus.make is None:
+        what = "The folder that holds the corpus, or an address that fsspec reads (s3://...)."
+        before.append(_parameter("source", str, typer.Argument(help=what)))
+    if corpus.archives:
+        what = "Download the corpus into SOURCE first, if it is not there."
+        before.append(_parameter("download", bool, typer.Option("--download", help=what), default=False))
+
+    def run(out: str, source: str | None = None, download: bool = False, **given: Any) -> None:
+        from data_prep import skeleton
+        from data_prep.corpus import options_for
+
+        if "subsets" in given:
+            given["subsets"] = tuple(given["subsets"])
+        options = options_for(corpus, **given)
+        if download:
+            skeleton.download(corpus, Path(source or ""), options, progress=True)
+        _print(out, skeleton.prepare(corpus, source, out, options=options, progress=True))
+
+    notes = [f"{corpus.title.rstrip('.')}."]
+    if corpus.instructions:
+        notes.append(corpus.instructions)
+    if corpus.subsets:
+        notes.append(f"Subsets: {', '.join(corpus.subsets)}.")
+    return _command(run, corpus.name, "\n\n".join(notes), [*before, _option_of_out(), *_options(defaults, names)])
+
+
+def _bytes_command() -> Any:
+    from data_prep.options import PrepOptions
+
+    def run(out: str, source: Path, **given: Any) -> None:
+        from data_prep.bytes import prepare
+
+        _print(out, prepare(source, Path(out), options=PrepOptions(**given), progress=True))
+
+    what = "A file: text, or anything else that is not compressed."
+    title = "The bytes of a file, such as enwik8: the first are for training, the last for the test."
+    source = _parameter("source", Path, typer.Argument(help=what))
+    return _command(run, "bytes", title, [source, _option_of_out(), *_options(PrepOptions(), OF_BYTES)])
+
+
+def _command(run: Any, name: str, text: str, parameters: list[inspect.Parameter]) -> Any:
+    """A command whose options are those parameters."""
+    run.__signature__ = inspect.Signature(parameters)
+    run.__doc__ = text
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    one.command(name)(run)
+    return typer.main.get_command(one)
+
+
+def _options(defaults: Any, names: Any) -> list[inspect.Parameter]:
+    """Parameters for fields of `PrepOptions`, with a corpus's own defaults."""
+    kinds = {"subsets": list[str]}
+    parameters = []
+    for each in fields(defaults):
+        if each.name in names:
+            flag = "--subset" if each.name == "subsets" else f"--{each.name.replace('_', '-')}"
+            if each.type is bool and each.default is True:
+                flag += f"/--no-{each.name.replace('_', '-')}"
+            default = getattr(defaults, each.name)
+            option = typer.Option(flag, help=each.metadata["help"])
+            kind = kinds.get(each.name, each.type)
+            parameters.append(_parameter(each.name, kind, option, list(default) if kind == list[str] else default))
+    return parameters
+
+
+def _option_of_out() -> inspect.Parameter:
+    return inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=Store)
+
+
+def _parameter(name: str, kind: Any, declaration: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    annotation = Annotated[kind, declaration]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _print(out: str, summary: dict[str, Any]) -> None:
+    """Print a summary, and where to look."""
     print(json.dumps(summary, indent=1))
-    reports = [str(path) for path in (out / "report.json", out / "report.png") if path.is_file()]
-    print(f"token store: {out}   report: {', '.join(reports)}")
-
-
-@prep.command("folder")
-def prep_folder(
-    context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="A folder of recordings, in any format that libsndfile reads.")],
-    out: Out,
-    jobs: Jobs = 2,
-    sample_rate_hz: Annotated[int, typer.Option(help="Recordings are resampled to it.")] = 24_000,
-    bits: Annotated[int, typer.Option(help="mu-law depth, 1 to 16.")] = 8,
-    validation_fraction: Annotated[float, typer.Option(help="Share of recordings.")] = 0.05,
-    test_fraction: Annotated[float, typer.Option(help="Share of recordings.")] = 0.05,
-    minimum_seconds: Annotated[float, typer.Option(help="Shorter recordings are rejected.")] = 0.1,
-    licence: Annotated[str | None, typer.Option(help="The sources' licence, kept in the store.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the recordings of each split.")] = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Prepare any folder of recordings; the folder above a recording names its speaker."""
-    from data_prep.folder import prepare
-
-    _prepare(context, prepare, source, out)
-
-
-@prep.command("demo")
-def prep_demo(
-    context: typer.Context,
-    out: Out,
-    jobs: Jobs = 2,
-    seed: Annotated[int, typer.Option(help="Another seed, other speech.")] = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Prepare a few minutes of synthetic speech of several voices, made on this machine."""
-    from data_prep.demo import prepare
-
-    _prepare(context, prepare, None, out)
-
-
-@prep.command("bytes")
-def prep_bytes(
-    context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="A file: text, or anything else that is not compressed.")],
-    out: Out,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the bytes, after those for training.")] = 0.05,
-    test_fraction: Annotated[float, typer.Option(help="Share of the bytes, the file's last.")] = 0.05,
-    licence: Annotated[str | None, typer.Option(help="The source's licence, kept in the store.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Prepare the bytes of a file, such as enwik8: the first are for training, the last for the test."""
-    from data_prep.bytes import prepare
-
-    _prepare(context, prepare, source, out)
+    print(f"token store: {out}   what is in it: audio-ct corpus {out}")
+    if (report := Path(out, "report.html")).is_file():
+        print(f"report: {report}")

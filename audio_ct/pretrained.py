@@ -36,16 +36,16 @@ class Pretrained:
     codec: Codec
 
     def open_store(self, store: Path | str | None = None) -> TokenStore:
-        """Open the corpus that the model was trained on; `store` is its place, if no longer the recipe's.
+        """Open the corpus that the model was trained on; `store` is its path or address, if no longer the recipe's.
 
         Raises:
             InputError: if it is another.
         """
-        opened = open_corpus(store or self.recipe.corpus.store, self.recipe.corpus.clip_seconds)
+        corpus = self.recipe.corpus
+        opened = open_corpus(store or corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
         if opened.digest != self.manifest.store_digest:
             raise InputError(
-                f"corpus.store={str(opened.path)!r} is not the store that {self.path} was trained on; name it by "
-                "--store."
+                f"corpus.store={opened.address!r} is not the store that {self.path} was trained on; name it by --store."
             )
         return opened
 

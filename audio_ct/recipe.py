@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from audio_ct import strict_yaml
 from audio_ct.errors import InputError, MissingError
 from audio_ct.models.settings import ModelSettings, NonNegative, Positive, Section
+from audio_ct.tokens.store_files import CACHE_GIB
 
 MAX_RECIPE_BYTES = 1 << 16
 # Bounds of what is sampled, here and in `audio_ct.sampling`.
@@ -23,9 +24,11 @@ class CorpusRecipe(Section):
     """The recordings to learn from."""
 
     store: str
-    """Folder of a token store, made by `audio-ct prep`."""
+    """Folder of a token store, made by `audio-ct prep`, or its address, such as s3://bucket/store."""
     clip_seconds: Annotated[float, Field(gt=0)] | None = None
     """Learn so many seconds of one recording by heart, instead of the corpus."""
+    cache_gib: Annotated[float, Field(gt=0)] = CACHE_GIB
+    """The most that is kept on this machine of stores from elsewhere, in GiB; see `audio_ct.tokens.shard_cache`."""
 
 
 class OptimizerRecipe(Section):

@@ -50,8 +50,9 @@ from benchmarks import measure, peers
 from benchmarks.measure import Row
 from benchmarks.prep import make_recordings
 from benchmarks.train import changed, plain_recipe
-from data_prep.folder import prepare
-from data_prep.plan import PrepOptions
+from data_prep.folder import CORPUS
+from data_prep.options import PrepOptions
+from data_prep.skeleton import prepare
 
 OURS, PUBLIC, THAWED = "ours", peers.COMPRESSIVE_TRANSFORMER, f"{peers.COMPRESSIVE_TRANSFORMER}, thawed"
 MODELS = (OURS, PUBLIC, THAWED)
@@ -231,7 +232,9 @@ def open_store(path: Path | None) -> Iterator[TokenStore]:
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source, store = Path(temporary, "recordings"), Path(temporary, "store")
         make_recordings(source, minutes=1, seconds_each=3, rate_hz=24_000)
-        prepare(source, store, options=PrepOptions(validation_fraction=0.2, licence="CC0"))
+        prepare(
+            CORPUS, source, store, options=PrepOptions(split_by="recording", validation_fraction=0.2, licence="CC0")
+        )
         yield TokenStore.open(store)
 
 
@@ -265,8 +268,8 @@ def compare_learning(
     num_windows = min(validation.windows_per_epoch, max(wanted, peers.segments_to_fill(model) + 1))
     if num_windows <= peers.segments_to_fill(model):
         raise InputError(
-            f"split 'validation' of {store.path} has {num_windows} windows for each of {VALIDATION_LANES} lanes, must "
-            f"have more than the {peers.segments_to_fill(model)} that fill the memories; shorten the memories."
+            f"split 'validation' of {store.address} has {num_windows} windows for each of {VALIDATION_LANES} lanes, "
+            f"must have more than the {peers.segments_to_fill(model)} that fill the memories; shorten the memories."
         )
     if training.num_steps <= first_compression(model) + 1:
         raise InputError(
@@ -354,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     result: Row = {"benchmark": "learning", "machine": measure.machine(device)}
     with open_store(options.store) as store:
-        result["store"] = "synthetic noise" if options.store is None else store.path.name
+        result["store"] = "synthetic noise" if options.store is None else store.name
         found = compare_learning(
             options.models,
             recipe,

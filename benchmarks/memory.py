@@ -26,8 +26,9 @@ from benchmarks.bars import judge
 from benchmarks.measure import Row
 from benchmarks.prep import make_recordings
 from benchmarks.train import Training, changed, recipes_of
-from data_prep.folder import prepare
-from data_prep.plan import PrepOptions
+from data_prep.folder import CORPUS
+from data_prep.options import PrepOptions
+from data_prep.skeleton import prepare
 
 RECIPE = Path("recipes/demo/compressive_transformer.yaml")
 TINY = [
@@ -42,7 +43,7 @@ def watch_training(recipe: Recipe, *, windows: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="audio-ct-bench-") as temporary:
         source, store, run = (Path(temporary, name) for name in ("recordings", "store", "run"))
         make_recordings(source, minutes=1, seconds_each=3, rate_hz=24_000)
-        prepare(source, store, options=PrepOptions(licence="CC0"))
+        prepare(CORPUS, source, store, options=PrepOptions(split_by="recording", licence="CC0"))
         recipe = changed(
             recipe,
             corpus__store=store,

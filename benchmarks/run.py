@@ -70,7 +70,7 @@ def cpu_sections(ceilings: Row) -> list[Section]:
             partial(sample.sample_trial, sampling_trial, CPU, ceilings, **sampling_trial_settings),
             ("cpu_sampling_over_peer",),
         ),
-        Section("prep", partial(prep.measure_preparation, minutes=10, jobs=[1, 2], repeats=3), ("preparation",)),
+        Section("prep", partial(prep.measure_preparation, minutes=4, jobs=[1, 2], repeats=3), ("preparation",)),
         Section("memory", partial(memory.watch_training, tiny, windows=1000), ("memory_growth",)),
         Section(
             "sample_flat",

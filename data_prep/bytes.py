@@ -18,7 +18,9 @@ from audio_ct.progress import Progress
 from audio_ct.tokens.codec import ByteCodec, open_bytes
 from audio_ct.tokens.store import Recording
 from audio_ct.tokens.store_builder import TokenStoreBuilder
-from data_prep.plan import MAXIMUM_SHARD_BYTES, SPLITS, PrepOptions, count_held_out
+from data_prep.corpus import SPLITS
+from data_prep.options import PrepOptions
+from data_prep.plan import MAXIMUM_SHARD_BYTES, count_held_out
 from data_prep.skeleton import write_store
 
 # The length of a recording of the store. Short enough that validation can take a few, that evaluation reads some
@@ -27,7 +29,7 @@ from data_prep.skeleton import write_store
 STRETCH_BYTES = 1 << 18
 # Text has 4 to 5.5 bits by the counts of its bytes.
 COMPRESSED_ENTROPY_BITS = 7.9
-OF_RECORDINGS = ("sample_rate_hz", "bits", "seed", "minimum_seconds")
+OF_BYTES = {"validation_fraction", "test_fraction", "licence", "overwrite", "jobs"}
 
 Counts = npt.NDArray[np.int64]
 
@@ -52,10 +54,9 @@ def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: b
     """
     if source is None:
         raise InputError("corpus=bytes needs a source: the file whose bytes are the corpus.")
-    for name in OF_RECORDINGS:
-        default = next(field.default for field in fields(PrepOptions) if field.name == name)
-        if (value := getattr(options, name)) != default:
-            raise InputError(f"{name}={value!r} is for recordings of sound; leave it out for corpus=bytes.")
+    for field in fields(PrepOptions):
+        if field.name not in OF_BYTES and (value := getattr(options, field.name)) != field.default:
+            raise InputError(f"{field.name}={value!r} is for recordings of sound; leave it out for corpus=bytes.")
     if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(out)):
         raise InputError(f"out={str(out)!r} contains the source; choose a place outside it.")
     file, num_bytes = open_bytes(source, name="source")
@@ -72,14 +73,24 @@ def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: b
                 "sources": [{"name": file_name, "kind": "file", "num_bytes": num_bytes, "sha256": sha256}],
                 "synthetic": False,
             }
-            return _report(counts, builder.folder)
+            summary = _report(counts, builder.work_folder / "report.json")
+            builder.add_file(builder.work_folder / "report.json")
+            return summary
 
         preparation = {
             "validation_fraction": options.validation_fraction,
             "test_fraction": options.test_fraction,
             "stretch_bytes": STRETCH_BYTES,
         }
-        return write_store(fill, out, ByteCodec(), options, corpus="bytes", preparation=preparation)
+        return write_store(
+            fill,
+            out,
+            ByteCodec(),
+            corpus="bytes",
+            licence=options.licence,
+            preparation=preparation,
+            overwrite=options.overwrite,
+        )
 
 
 def _copy(
@@ -122,8 +133,8 @@ def _cut(size: int, at_most: int) -> list[tuple[int, int]]:
     return [(size * i // num, size * (i + 1) // num) for i in range(num)]
 
 
-def _report(counts: dict[str, Counts], folder: Path) -> dict[str, Any]:
-    """Describe a file by the counts of its bytes, in report.json with the counts; return it without them."""
+def _report(counts: dict[str, Counts], path: Path) -> dict[str, Any]:
+    """Describe a file by the counts of its bytes, in a report with the counts; return it without them."""
     whole = sum(counts.values(), np.zeros(256, dtype=np.int64))
     warnings = []
     if _entropy_bits(whole) > COMPRESSED_ENTROPY_BITS:
@@ -136,7 +147,7 @@ def _report(counts: dict[str, Counts], folder: Path) -> dict[str, Any]:
     summary = _describe(whole) | {"splits": {split: _describe(of) for split, of in counts.items()}}
     summary["warnings"] = warnings
     content = summary | {"byte_counts": {split: of.tolist() for split, of in counts.items()}}
-    (folder / "report.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return summary
 
 

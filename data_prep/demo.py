@@ -5,59 +5,41 @@ for a first try and for tests; the store is marked synthetic, and so must every 
 """
 
 import importlib.util
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import joblib
 import soxr
 
 from audio_ct.audio.files import AudioWriter
-from audio_ct.errors import InputError, MissingError
+from audio_ct.errors import MissingError
 from data_prep import folder
-from data_prep.plan import PrepOptions
-from data_prep.skeleton import Gathered, build
+from data_prep.corpus import Corpus
+from data_prep.options import PrepOptions
 
 # A voice resampled to more samples than it had sounds lower and slower when played at the old rate.
 SPEAKER_RATIOS = {"alder": 0.84, "birch": 0.95, "cedar": 1.07, "daphne": 1.21}
 
 
-def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: bool = False) -> dict[str, Any]:
-    """Prepare a token store of some three to four minutes of synthetic speech.
-
-    Args:
-        source: None; the corpus makes its own recordings.
-        out: Where the store shall stand.
-        options: How to prepare it; the seed also chooses the sentences' renderings.
-        progress: Show progress on standard error.
-
-    Returns:
-        The summary that `data_prep.skeleton.build` gives.
+def make(folder_of_recordings: Path, options: PrepOptions) -> None:
+    """Write some three to four minutes of synthetic speech; the seed also chooses the sentences' renderings.
 
     Raises:
-        InputError: If a source is given.
         MissingError: If hibari-tts is not installed.
     """
-    if source is not None:
-        raise InputError(f"source={str(source)!r}: corpus=demo makes its own recordings; leave the source out.")
     if importlib.util.find_spec("hibari") is None:
-        raise MissingError("corpus=demo needs hibari-tts, which is not installed; pip install 'audio-ct[demo]'.")
-    return build(partial(_gather, options=options), out, options=options, corpus="demo", progress=progress)
-
-
-def _gather(work_folder: Path, options: PrepOptions) -> Gathered:
-    recordings = work_folder / "recordings"
+        raise MissingError("the demo needs hibari-tts, which is not installed; pip install 'audio-ct[demo]'.")
     sentences = (Path(__file__).parent / "demo_text.txt").read_text(encoding="utf-8").splitlines()
     speak = joblib.delayed(_speak)
     joblib.Parallel(n_jobs=options.jobs)(
         # No sentence has two speakers: resampled copies of one rendering must not stand in two splits.
-        speak(recordings / speaker, ratio, sentences[index :: len(SPEAKER_RATIOS)], seed=options.seed * 1000 + index)
+        speak(
+            folder_of_recordings / speaker,
+            ratio,
+            sentences[index :: len(SPEAKER_RATIOS)],
+            seed=options.seed * 1000 + index,
+        )
         for index, (speaker, ratio) in enumerate(SPEAKER_RATIOS.items())
     )
-    gathered = folder.gather(recordings)
-    gathered.sources = [{"name": "hibari-tts 0.2.1", "kind": "synthetic", "speaker_ratios": SPEAKER_RATIOS}]
-    gathered.synthetic = True
-    return gathered
 
 
 def _speak(target: Path, ratio: float, sentences: list[str], seed: int) -> None:
@@ -73,3 +55,14 @@ def _speak(target: Path, ratio: float, sentences: list[str], seed: int) -> None:
         with AudioWriter(target / f"{number:03d}.flac", voice.sample_rate) as writer:
             writer.write(shifted)
         (target / f"{number:03d}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+CORPUS = Corpus(
+    name="demo",
+    title="A few minutes of synthetic speech of several voices, made on this machine by hibari-tts 0.2.1",
+    gather=folder.gather,
+    # Its speakers are one voice at several speeds, and few.
+    defaults={"split_by": "recording"},
+    synthetic=True,
+    make=make,
+)

@@ -1,118 +1,161 @@
-"""Any folder of recordings: every audio file below it, the speaker named by the folder that the file lies in."""
+"""Any folder of recordings: every audio file below it, the speaker named by the folder that the file lies in.
+
+`speaker_pattern` finds the speaker in a file's path instead, and `metadata` is a table within the folder with a row for
+each recording: its file, and where there are such columns its speaker, text and split.
+"""
 
 import os
+import posixpath
+import re
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 
-from audio_ct.errors import InputError, MissingError
-from data_prep.encoding import Reject
-from data_prep.plan import Candidate, PrepOptions
-from data_prep.skeleton import Gathered, build
+from audio_ct.errors import InputError
+from data_prep.corpus import Candidate, Corpus, Gathered, Reject
+from data_prep.layout import not_there
+from data_prep.options import PrepOptions
+from data_prep.source import Source, Unlisted, printable
+from data_prep.tables import Row, read_table
 
 SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
     | {".nist", ".sph", ".voc", ".paf", ".svx", ".avr"}
 )
-
 # Audio that would be dropped without a word.
 UNREADABLE_SUFFIXES = frozenset({".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".ape", ".wv", ".mka"})
 
+FILE_COLUMNS = ("path", "file", "file_name", "audio", "audio_filepath")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
+TEXT_COLUMNS = ("text", "sentence", "transcript")
+SPLIT_OF = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("dev", "valid", "validation", "val"), "validation")
+    | dict.fromkeys(("test", "testing"), "test")
+)
 
-def prepare(source: Path | None, out: Path, *, options: PrepOptions, progress: bool = False) -> dict[str, Any]:
-    """Prepare a token store from every audio file below a folder.
+
+def gather(source: Source, options: PrepOptions) -> Gathered:
+    """Name every audio file below a folder, or those that a table names, by speaker and path.
 
     Args:
-        source: The folder; searched to any depth, hidden entries left out.
-        out: Where the store shall stand.
-        options: How to prepare it.
-        progress: Show progress on standard error.
-
-    Returns:
-        The summary that `data_prep.skeleton.build` gives.
+        source: The folder, searched to any depth; hidden entries are left out.
+        options: `speaker_pattern` and `metadata`.
 
     Raises:
-        InputError: If the source is no folder or holds fewer than three usable recordings.
-        MissingError: If the source is not there.
+        InputError: If the pattern or the table is wrong.
+        MissingError: If the table is not there.
     """
-    if source is None:
-        raise InputError("corpus=folder needs a source: the folder that holds the recordings.")
-    if not source.exists():
-        raise MissingError(f"source={str(source)!r} is not there; check the name.")
-    if not source.is_dir():
-        raise InputError(f"source={str(source)!r} must be a folder; put the recordings into one.")
-    if source.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"out={str(out)!r} contains the source; choose a place outside it.")
-    return build(lambda _: gather(source), out, options=options, corpus="folder", progress=progress)
-
-
-def gather(source: Path) -> Gathered:
-    """Name every audio file below a folder, in the order of their paths.
-
-    A file or folder that is reached twice, through links, counts once: a recording in two splits would make the test
-    split worthless.
-
-    Args:
-        source: The folder.
-
-    Returns:
-        The candidates, and rejects for what cannot be listed.
-    """
-    rejects: list[Reject] = []
-    found: list[tuple[Path, int]] = []
-    seen: set[tuple[int, int]] = set()
-
-    def unlisted(error: OSError) -> None:
-        rejects.append(Reject(_text(Path(error.filename), source), "unreadable", f"folder: {error.strerror}"))
-
-    def originals_first(folder: str, names: list[str]) -> list[str]:
-        shown = [name for name in names if not name.startswith(".")]
-        return sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-
-    for folder, subfolders, names in os.walk(source, followlinks=True, onerror=unlisted):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = originals_first(folder, subfolders)
-        for name in originals_first(folder, names):
-            path = Path(folder, name)
-            if path.suffix.lower() in UNREADABLE_SUFFIXES:
-                detail = "libsndfile does not read this format; convert it to FLAC."
-                rejects.append(Reject(_text(path, source), "unknown format", detail))
-            if path.suffix.lower() not in SUFFIXES:
-                continue
-            try:
-                status = path.stat()
-            except OSError as error:
-                rejects.append(Reject(_text(path, source), "unreadable", f"cannot be reached: {error.strerror}."))
-                continue
-            if (status.st_dev, status.st_ino) in seen:
-                rejects.append(Reject(_text(path, source), "duplicate", "is a link to another recording."))
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            found.append((path, status.st_size))
+    sizes, texts, unusable = _inventory(source)
+    rows: dict[str, Row] = {path: {} for path in sizes}
+    rejects = list(unusable.values())
+    if options.metadata is not None:
+        rows, rejects = _named_by_table(source, options.metadata, sizes, unusable)
     # A recording's name leaves the suffix out, so that a corpus converted to another format keeps its splits.
-    stems = [_text(path.with_suffix(""), source) for path, _ in found]
-    twice = {stem for stem, count in Counter(stems).items() if count > 1}
-    candidates = []
-    for (path, num_bytes), stem in zip(found, stems, strict=True):
-        text_path = path.with_suffix(".txt")
-        candidates.append(
-            Candidate(
-                path=path,
-                name=_text(path, source) if stem in twice else stem,
-                speaker=_text(path.parent, source) if path.parent != source else "unknown",
-                source=_text(path, source),
-                num_bytes=num_bytes,
-                text_path=text_path if text_path.exists() else None,
-            )
+    stems = Counter(_stem(path) for path in sizes)
+    speaker_of = _speaker_of(options.speaker_pattern)
+    candidates = [
+        Candidate(
+            path=path,
+            name=printable(_stem(path) if stems[_stem(path)] == 1 else path),
+            speaker=_first(row, SPEAKER_COLUMNS) or printable(speaker_of(path)),
+            num_bytes=sizes[path],
+            text=_first(row, TEXT_COLUMNS),
+            text_path=f"{_stem(path)}.txt" if f"{_stem(path)}.txt" in texts else None,
+            split=_split(row),
         )
+        for path, row in rows.items()
+    ]
     candidates.sort(key=lambda candidate: (candidate.speaker, candidate.name))
-    return Gathered(candidates, rejects, sources=[{"name": source.resolve().name, "kind": "folder"}])
+    return Gathered(candidates, rejects)
 
 
-def _text(path: Path, source: Path) -> str:
-    """A path relative to the source as text that JSON and UTF-8 can hold, whatever bytes the name has."""
-    return os.fsencode(path.relative_to(source).as_posix()).decode("utf-8", "backslashreplace")
+def _inventory(source: Source) -> tuple[dict[str, int], set[str], dict[str, Reject]]:
+    """Sizes of the recordings and rejects of what cannot be used, by path, and paths of text files."""
+    sizes: dict[str, int] = {}
+    texts: set[str] = set()
+    unusable: dict[str, Reject] = {}
+    for each in source.walk():
+        suffix = PurePosixPath(each.path).suffix.lower()
+        if isinstance(each, Unlisted):
+            # A link to a file that is no recording doubles nothing.
+            if suffix in SUFFIXES or each.reason != "duplicate":
+                unusable[each.path] = Reject(printable(each.path), each.reason, each.detail)
+        elif suffix in UNREADABLE_SUFFIXES:
+            detail = "libsndfile does not read this format; convert it to FLAC."
+            unusable[each.path] = Reject(printable(each.path), "unknown format", detail)
+        elif suffix in SUFFIXES:
+            sizes[each.path] = each.num_bytes
+        elif suffix == ".txt":
+            texts.add(each.path)
+    return sizes, texts, unusable
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def _first(row: Row, columns: tuple[str, ...]) -> str | None:
+    """The first of several columns that a row has a text in."""
+    return next((row[column] for column in columns if row.get(column)), None)
+
+
+def _split(row: Row) -> str | None:
+    name = row.get("split")
+    if not name:
+        return None
+    if name.lower() not in SPLIT_OF:
+        raise InputError(f"split={name!r} in the metadata must be one of {', '.join(SPLIT_OF)}, or empty.")
+    return SPLIT_OF[name.lower()]
+
+
+def _speaker_of(pattern: str | None) -> Callable[[str], str]:
+    """A function that finds a path's speaker: what the pattern's first group matches, or the folder it lies in."""
+    if pattern is None:
+        return lambda path: posixpath.dirname(path) or "unknown"
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"speaker_pattern={pattern!r} is no regular expression: {error}.") from error
+    if not compiled.groups:
+        raise InputError(f"speaker_pattern={pattern!r} must have a group for the speaker, such as '^([^_/]+)_'.")
+
+    def found(path: str) -> str:
+        match = compiled.search(path)
+        return (match and match[1]) or "unknown"
+
+    return found
+
+
+def _named_by_table(
+    source: Source, metadata: str, sizes: Mapping[str, int], unusable: Mapping[str, Reject]
+) -> tuple[dict[str, Row], list[Reject]]:
+    """The rows of a table by the recording that each names, and rejects for those that cannot be had.
+
+    Files are named relative to the source, or by their whole address.
+    """
+    address = os.path.abspath(source.address) if source.is_local else source.address.rstrip("/")
+    rows: dict[str, Row] = {}
+    rejects = []
+    for number, row in enumerate(read_table(source, metadata), 1):
+        where = f"row {number} of {PurePosixPath(metadata).name}"
+        if not row.keys() & set(FILE_COLUMNS):
+            raise InputError(
+                f"metadata={metadata!r} must have a column {' or '.join(FILE_COLUMNS)} for the file; row {number} has "
+                f"{', '.join(row) or 'none'}."
+            )
+        path = posixpath.normpath((_first(row, FILE_COLUMNS) or "").removeprefix(f"{address}/"))
+        if path in rows:
+            rejects.append(Reject(printable(path), "duplicate", f"is named again by {where}."))
+        elif path in sizes:
+            rows[path] = row
+        else:
+            rejects.append(unusable.get(path) or not_there(printable(path), where))
+    return rows, rejects
+
+
+CORPUS = Corpus(
+    name="folder",
+    title="Any folder of recordings in the formats that libsndfile reads",
+    gather=gather,
+)

@@ -115,11 +115,13 @@ def recordings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recordings as a token store: five for training, two each for validation and test."""
-    from data_prep.folder import prepare
-    from data_prep.plan import PrepOptions
+    from data_prep.folder import CORPUS
+    from data_prep.options import PrepOptions
+    from data_prep.skeleton import prepare
 
     out = tmp_path_factory.mktemp("stores") / "tiny"
-    prepare(recordings_folder, out, options=PrepOptions(validation_fraction=0.2, test_fraction=0.2, licence="CC0"))
+    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, licence="CC0", jobs=1)
+    prepare(CORPUS, recordings_folder, out, options=options)
     return out
 
 
@@ -137,7 +139,7 @@ def text_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def byte_store_path(text_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The text as a token store: 48,000 bytes for training, 6,000 each for validation and test."""
     from data_prep.bytes import prepare
-    from data_prep.plan import PrepOptions
+    from data_prep.options import PrepOptions
 
     out = tmp_path_factory.mktemp("stores") / "text"
     prepare(text_path, out, options=PrepOptions(validation_fraction=0.1, test_fraction=0.1))

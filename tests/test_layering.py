@@ -11,9 +11,11 @@ MODULES = sorted((ROOT / "audio_ct").rglob("*.py"))
 # From the ground up: a room may import from those before it, and from itself.
 ROOMS = (
     ("errors",),
-    ("device", "durable", "provenance", "progress", "signals"),
+    ("device", "durable", "provenance", "html", "progress", "signals"),
+    ("storage",),
     ("audio",),
     ("tokens",),
+    ("corpora",),
     ("models",),
     ("strict_yaml",),
     ("recipe",),
@@ -21,9 +23,11 @@ ROOMS = (
     ("pretrained",),
     ("sampling",),
     ("evaluation",),
+    ("corpus_page",),
     ("training",),
     ("studies",),
     ("api", "prep"),
+    ("corpus_commands",),
     ("cli",),
     ("__main__",),
 )
@@ -33,8 +37,8 @@ APART = {"models": {"audio", "tokens"}, "training": {"sampling", "evaluation"}, 
 ARCHITECTURES = {f"audio_ct.models.{name}" for name in ("compressive_transformer", "gated_convolutions", "memory_cell")}
 MAXIMUM_LINES = 400
 # What reading `train` means: the files of the training loop and of all that is loaded with it.
-CLOSURE_OF_TRAINING_FILES = 35
-CLOSURE_OF_TRAINING_LINES = 5500
+CLOSURE_OF_TRAINING_FILES = 38
+CLOSURE_OF_TRAINING_LINES = 5800
 PUBLIC_NAMES = 10
 
 
@@ -97,9 +101,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
-    bodies = [*TREES["audio_ct.cli"].body, *TREES["audio_ct.prep"].body]
+    bodies = [node for name in ("cli", "prep", "corpus_commands") for node in TREES[f"audio_ct.{name}"].body]
     top = ast.Module([node for node in bodies if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    light = ("audio_ct.errors", "audio_ct.prep")
+    light = ("audio_ct.errors", "audio_ct.prep", "audio_ct.corpus_commands")
     own = {each for each in imports(top) if within(each, "audio_ct")}
     assert {each for each in own if not any(within(each, one) for one in light)} == set()
     assert not any(within(each, heavy) for each in imports(top) for heavy in ("data_prep", "torch", "numpy", "librosa"))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +25,11 @@ MAXIMUM_BLOCK_VALUES = 1 << 22
 UNKNOWN_FRAMES = 1 << 62
 # An MPEG header's length may count a packet of padding that the decoder drops.
 MPEG_SLACK_FRAMES = 1152
+# Formats in which libsndfile finds a sample without decoding what is before it.
+SEEKING_FORMATS = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "AU", "W64", "RF64", "CAF"})
+# A mean that is 60 dB below the louder channel is what is left of channels in opposite phase.
+CANCELLED = 1e-3
+MAXIMUM_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # Writers that cannot know a size put the largest into the header: 0x7FFFF000, 0xFFFFFFFF and others of this pattern.
 STREAMED_SIZE_BYTES = 0x7FFF_0000
 _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -40,53 +45,108 @@ class RejectedAudioError(InputError):
         self.reason = reason
 
 
-def rate_of(path: str | os.PathLike[str]) -> int:
-    """The sample rate in Hz of an audio file of any format that libsndfile reads, from its header.
-
-    Raises:
-        MissingError: If there is no such file.
-        RejectedAudioError: If it is not a regular file, empty, unreadable, truncated, or of an absurd sample rate.
-    """
-    with _open(path) as file:
-        return int(file.samplerate)
-
-
-def decode_blocks(path: str | os.PathLike[str], block_seconds: float = 10.0) -> Iterator[Samples]:
-    """Yield a file's samples at its own rate, mixed to mono by the channels' mean.
+class AudioReader:
+    """An audio file opened for reading; use as a context manager.
 
     Args:
-        path: An audio file of any format that libsndfile reads.
-        block_seconds: Length of a block; shorter where rate times channels would make it exceed 16 MiB.
+        path: A file of any format that libsndfile reads.
+        channel: The channel that is read, from 0; None for the mean of all.
+        keep_truncated: Read what is there of a file that ends early; `truncated` then says how much that was.
 
-    Yields:
-        float32 blocks, one-dimensional, not clamped.
+    Attributes:
+        sample_rate_hz: Its own rate.
+        truncated: A line about what is missing, once that is known; None of a whole file.
 
     Raises:
         MissingError: If there is no such file.
-        RejectedAudioError: As `rate_of` does, if samples are not finite or far beyond full scale, or if fewer samples
-            come out than the header promises; the last only once all blocks have been yielded.
+        RejectedAudioError: If it is not a regular file, empty, unreadable, truncated, of an absurd sample rate, or
+            lacks the channel.
     """
-    with _open(path) as file:
-        frames_per_block = max(1, min(round(block_seconds * file.samplerate), MAXIMUM_BLOCK_VALUES // file.channels))
-        num_decoded = 0
-        while True:
-            try:
-                block = file.read(frames_per_block, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise _rejected(path, "unreadable", f"decoding fails: {error.error_string.strip()}") from error
-            if not len(block):
-                break
-            num_decoded += len(block)
-            if not np.isfinite(block).all():
-                raise _rejected(path, "non-finite", "holds NaN or infinite samples")
-            if (amplitude := float(np.abs(block).max())) > MAXIMUM_AMPLITUDE:
-                raise _rejected(path, "amplitude", f"reaches {amplitude:.4g}; full scale is 1.0: scale it down")
-            yield block[:, 0].copy() if file.channels == 1 else block.mean(axis=1)
-        if not num_decoded:
-            raise _rejected(path, "empty", "holds no samples")
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, channel: int | None = None, keep_truncated: bool = False
+    ) -> None:
+        self.path = path
+        self.truncated: str | None = None
+        self._channel = channel
+        self._keep_truncated = keep_truncated
+        with contextlib.ExitStack() as stack:
+            self._file = _open(path, stack)
+            self.sample_rate_hz = int(self._file.samplerate)
+            if channel is not None and channel >= self._file.channels:
+                raise _rejected(path, "channel", f"has {self._file.channels} channels, not channel={channel}, from 0")
+            if cut := _cut_short(path, self._file):
+                self._cut(cut)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def blocks(self, block_seconds: float = 10.0, *, spans: Sequence[tuple[float, float]] = ()) -> Iterator[Samples]:
+        """Yield the samples at the file's own rate; once only.
+
+        Args:
+            block_seconds: Length of a block; shorter where rate times channels would make it exceed 16 MiB.
+            spans: (start, end) in seconds of the parts to read, in order and apart; the whole file by default.
+
+        Yields:
+            float32 blocks, one-dimensional, not clamped.
+
+        Raises:
+            RejectedAudioError: If decoding fails, if samples are not finite or far beyond full scale, if channels
+                cancel each other, or if fewer samples come out than the header promises; the last two only once all
+                blocks have been yielded.
+        """
+        file = self._file
+        at_most = max(1, min(round(block_seconds * file.samplerate), MAXIMUM_BLOCK_VALUES // file.channels))
+        pieces = [(round(start * file.samplerate), round(end * file.samplerate)) for start, end in spans]
+        position = num_yielded = 0
+        loudest = loudest_channel = 0.0
+        for start, end in pieces or [(0, UNKNOWN_FRAMES)]:
+            if start - position > at_most and file.format in SEEKING_FORMATS:
+                # soundfile's own method asks whether the file can be sought in, and is told that it cannot.
+                position = soundfile.SoundFile.seek(file, start)
+            while position < end and len(block := self._read(min(at_most, end - position))):
+                skipped = max(0, start - position)
+                position += len(block)
+                if skipped >= len(block):
+                    continue
+                block = block[skipped:]
+                mono = block.mean(axis=1) if self._channel is None else block[:, self._channel].copy()
+                loudest = max(loudest, float(np.abs(mono).max()))
+                loudest_channel = max(loudest_channel, float(np.abs(block).max()))
+                num_yielded += len(mono)
+                yield mono
+        if not num_yielded:
+            raise _rejected(self.path, "empty", "holds no samples")
+        if loudest < CANCELLED * loudest_channel:
+            remedy = f"its {file.channels} channels cancel each other in the mean; choose one, such as channel=0"
+            raise _rejected(self.path, "channels cancel", remedy)
         slack = MPEG_SLACK_FRAMES if "MPEG" in file.subtype else 0
-        if num_decoded + slack < file.frames < UNKNOWN_FRAMES:
-            raise _rejected(path, "truncated", f"{num_decoded} of {file.frames} samples decode; get a whole copy")
+        promised = pieces[-1][1] if pieces else file.frames
+        if position + slack < promised < UNKNOWN_FRAMES and not self.truncated:
+            self._cut(f"{position} of {promised} samples decode")
+
+    def _read(self, num_frames: int) -> Samples:
+        """Decode frames [frames, channels], fewer at the file's end."""
+        try:
+            block: Samples = self._file.read(num_frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _rejected(self.path, "unreadable", f"decoding fails: {error.error_string.strip()}") from error
+        if not np.isfinite(block).all():
+            raise _rejected(self.path, "non-finite", "holds NaN or infinite samples")
+        if len(block) and (amplitude := float(np.abs(block).max())) > MAXIMUM_AMPLITUDE:
+            raise _rejected(self.path, "amplitude", f"reaches {amplitude:.4g}; full scale is 1.0: scale it down")
+        return block
+
+    def _cut(self, detail: str) -> None:
+        """Note that the file ends early, or reject it."""
+        if not self._keep_truncated:
+            raise _rejected(self.path, "truncated", f"{detail}; get a whole copy")
+        self.truncated = detail
 
 
 def resample_blocks(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
@@ -103,7 +163,7 @@ def resample_blocks(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iter
     if from_hz == to_hz:
         yield from blocks
         return
-    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="VHQ")
     for block in blocks:
         if len(resampled := stream.resample_chunk(block)):
             yield resampled
@@ -119,9 +179,10 @@ def read(path: str | os.PathLike[str], sample_rate_hz: int) -> Samples:
 
     Raises:
         MissingError: If there is no such file.
-        RejectedAudioError: As `decode_blocks` does.
+        RejectedAudioError: As `AudioReader` does.
     """
-    return np.concatenate(list(resample_blocks(decode_blocks(path), rate_of(path), sample_rate_hz)))
+    with AudioReader(path) as reader:
+        return np.concatenate(list(resample_blocks(reader.blocks(), reader.sample_rate_hz, sample_rate_hz)))
 
 
 class AudioWriter:
@@ -183,42 +244,52 @@ class AudioWriter:
         self.close()
 
 
-@contextlib.contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> soundfile.SoundFile:
     """Open a regular audio file by descriptor: a FIFO would hang libsndfile, odd names would confuse it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise MissingError(f"{os.fspath(path)!r} is not there; check the name.") from error
     except (OSError, ValueError) as error:
         raise _rejected(path, "unreadable", f"cannot be opened: {error.__class__.__name__}") from error
+    stack.callback(os.close, descriptor)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _rejected(path, "not a regular file", "is a folder, FIFO or device; only regular files are read")
+    if not status.st_size:
+        raise _rejected(path, "empty", "has zero bytes")
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _rejected(path, "not a regular file", "is a folder, FIFO or device; only regular files are read")
-        if not status.st_size:
-            raise _rejected(path, "empty", "has zero bytes")
-        try:
-            file = soundfile.SoundFile(descriptor, closefd=False)
-        except soundfile.LibsndfileError as error:
-            raise _rejected(
-                path, "unreadable", f"is no audio that can be read: {error.error_string.strip()}"
-            ) from error
-        # soundfile seeks after every read where it can: that costs an MP3 decoder its bit reservoir, audibly, at every
-        # block's start, and fails in FLAC of unknown length.
-        file.seekable = lambda: False
-        with file:
-            if not MINIMUM_RATE_HZ <= file.samplerate <= MAXIMUM_RATE_HZ:
-                rule = f"has sample rate {file.samplerate} Hz; {MINIMUM_RATE_HZ} to {MAXIMUM_RATE_HZ} Hz can be speech"
-                raise _rejected(path, "absurd rate", rule)
-            # libsndfile shortens the length to what is there and leaves the header's claim in its log only.
-            for claimed, actual in _SHORT_CHUNK.findall(file.extra_info):
-                streamed = int(claimed) < 1 << 32 and int(claimed) & STREAMED_SIZE_BYTES == STREAMED_SIZE_BYTES
-                if int(claimed) > int(actual) + 1 and not streamed:
-                    raise _rejected(path, "truncated", f"has {actual} of {claimed} bytes of audio; get a whole copy")
-            yield file
-    finally:
-        os.close(descriptor)
+        file = soundfile.SoundFile(descriptor, closefd=False)
+    except soundfile.LibsndfileError as error:
+        raise _rejected(path, "unreadable", f"is no audio that can be read: {error.error_string.strip()}") from error
+    stack.enter_context(file)
+    # soundfile seeks after every read where it can: that costs an MP3 decoder its bit reservoir, audibly, at every
+    # block's start, and fails in FLAC of unknown length.
+    file.seekable = lambda: False
+    if not MINIMUM_RATE_HZ <= file.samplerate <= MAXIMUM_RATE_HZ:
+        rule = f"has sample rate {file.samplerate} Hz; {MINIMUM_RATE_HZ} to {MAXIMUM_RATE_HZ} Hz can be speech"
+        raise _rejected(path, "absurd rate", rule)
+    return file
+
+
+def _cut_short(path: str | os.PathLike[str], file: soundfile.SoundFile) -> str | None:
+    """What is missing of a file whose container says so, though libsndfile takes what is there for all of it."""
+    # libsndfile shortens the length to what is there and leaves the header's claim in its log only.
+    for claimed, actual in _SHORT_CHUNK.findall(file.extra_info):
+        streamed = int(claimed) < 1 << 32 and int(claimed) & STREAMED_SIZE_BYTES == STREAMED_SIZE_BYTES
+        if int(claimed) > int(actual) + 1 and not streamed:
+            return f"has {actual} of {claimed} bytes of audio"
+    if file.format == "OGG":
+        with open(path, "rb") as content:
+            content.seek(-min(MAXIMUM_OGG_PAGE_BYTES, os.fstat(content.fileno()).st_size), os.SEEK_END)
+            tail = content.read()
+        page = tail.rfind(b"OggS")
+        # Whether the page is marked as the last tells nothing: many writers forget it.
+        num_segments = tail[page + 26] if page + 26 < len(tail) else 0
+        table = tail[page + 27 : page + 27 + num_segments]
+        if page < 0 or page + 27 + num_segments + sum(table) > len(tail):
+            return "ends within an Ogg page"
+    return None
 
 
 def _rejected(path: str | os.PathLike[str], reason: str, detail: str) -> RejectedAudioError:

@@ -107,7 +107,7 @@ def compare(
     comparison = {
         "title": title,
         "split": split,
-        "store": opened.path.name,
+        "store": opened.name,
         "store_digest": opened.digest,
         "tokens": int(results[0].tokens.sum()),
         "cold_start_samples": cold_start_samples,

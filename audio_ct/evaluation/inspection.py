@@ -48,7 +48,7 @@ def inspect(
     split: str,
     max_tokens: int | None,
     cold_start_samples: int,
-    store: Path | None,
+    store: Path | str | None,
     against: Pretrained | None,
     report: Callable[[str], None],
 ) -> Path:
@@ -95,7 +95,7 @@ def inspect(
         "recipe": model.recipe.name,
         "split": split,
         "unit": opened.codec.unit,
-        "store": opened.path.name,
+        "store": opened.name,
         "store_digest": opened.digest,
         "tokens": sum(map(len, scores[AS_TRAINED])),
         "recordings": len(selection.recordings),

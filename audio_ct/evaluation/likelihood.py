@@ -103,9 +103,9 @@ def choose_recordings(store: TokenStore, split: str, max_tokens: int | None) -> 
     """
     recordings = store.recordings(split)
     if max_tokens is None:
-        return Selection(store, split, recordings)
+        return Selection(store, split, tuple(recordings))
     turns = sorted(range(len(recordings)), key=lambda index: (index * GOLDEN_RATIO) % 1)
-    held = np.cumsum([recordings[index].length for index in turns])
+    held = np.cumsum(recordings.lengths[turns])
     enough = int(np.searchsorted(held, max_tokens)) + 1
     return Selection(store, split, tuple(recordings[index] for index in sorted(turns[:enough])))
 

@@ -45,7 +45,7 @@ def summarise(
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "commit": commit(),
-        "store": store.path.name,
+        "store": store.name,
         "store_digest": store.digest,
         "unit": store.codec.unit,
         **study.options.scoring,

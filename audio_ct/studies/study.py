@@ -45,7 +45,7 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
     """
     study = read_study(folder, out, options)
     corpus = study.baseline.recipe.corpus
-    store = open_corpus(corpus.store, corpus.clip_seconds)
+    store = open_corpus(corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
     # Raises where the corpus has no such split.
     store.recordings(options.split)
     parameters = _parameters(study, store.vocabulary_size)

@@ -1,50 +1,55 @@
 """One short clip as a whole corpus, for a model to learn by heart: the first check of anything new."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from audio_ct.errors import InputError
+from audio_ct.tokens.recordings import Recordings
 from audio_ct.tokens.store import Recording, StoredTokens, TokenStore
+from audio_ct.tokens.store_files import CACHE_GIB
 
 
 class ClipStore(TokenStore):
     """A token store that shows a single stretch of a training recording, the same in every split."""
 
     @classmethod
-    def open_clip(cls, path: str | Path, seconds: float) -> Self:
+    def open_clip(cls, address: str | os.PathLike[str], seconds: float, *, cache_gib: float = CACHE_GIB) -> Self:
         """Open a store cut to the loudest stretch of its first training recording that is long enough.
 
         Loudest by the mean distance of mu-law codes from silence: the beginnings of recordings are pauses, which are
         all alike.
 
         Args:
-            path: The store's folder.
+            address: The store's folder or address; see `TokenStore.open`.
             seconds: Length of the clip.
+            cache_gib: The most that is kept of a store from elsewhere.
 
         Raises:
             InputError: If every training recording is shorter, or the store holds bytes.
         """
-        store = cls.open(path)
+        store = cls.open(address, cache_gib=cache_gib)
         rate_hz = store.codec.sample_rate_hz
         if rate_hz is None:
             raise InputError(
-                f"corpus.clip_seconds={seconds}: {str(store.path)!r} holds bytes, which have no seconds; leave it out."
+                f"corpus.clip_seconds={seconds}: {store.address!r} holds bytes, which have no seconds; leave it out."
             )
         length = round(seconds * rate_hz)
-        recording = next((each for each in store.recordings("train") if each.length >= length > 0), None)
-        if recording is None:
+        recordings = store.recordings("train")
+        long_enough = np.flatnonzero(recordings.lengths >= length)
+        if length < 1 or not len(long_enough):
             raise InputError(
                 f"corpus.clip_seconds={seconds} must be above 0 and at most the longest training recording of "
-                f"{str(store.path)!r}; lower it."
+                f"{store.address!r}; lower it."
             )
+        recording = recordings[int(long_enough[0])]
         loudness = np.abs(store.tokens("train", recording).astype(np.int64) - store.start_token)
         total = np.concatenate([[0], np.cumsum(loudness)])
         start = int(np.argmax(total[length:] - total[:-length]))
         clip = replace(recording, offset=recording.offset + start, length=length)
-        store._recordings = dict.fromkeys(store.splits, (clip,))
+        store._recordings = dict.fromkeys(store.splits, Recordings.from_rows([clip]))
         store.digest = f"{store.digest}-clip-{length}"
         return store
 
@@ -53,6 +58,10 @@ class ClipStore(TokenStore):
         return super().tokens("train", recording, start, stop)
 
 
-def open_corpus(path: str | Path, clip_seconds: float | None) -> TokenStore:
+def open_corpus(
+    address: str | os.PathLike[str], clip_seconds: float | None, *, cache_gib: float = CACHE_GIB
+) -> TokenStore:
     """Open a store, or a clip of it where a length is given."""
-    return TokenStore.open(path) if clip_seconds is None else ClipStore.open_clip(path, clip_seconds)
+    if clip_seconds is None:
+        return TokenStore.open(address, cache_gib=cache_gib)
+    return ClipStore.open_clip(address, clip_seconds, cache_gib=cache_gib)

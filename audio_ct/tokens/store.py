@@ -8,9 +8,7 @@ What a token stands for is the store's codec. In a store of bytes a recording is
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BufferedReader
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -20,41 +18,33 @@ import pydantic
 import pydantic_core
 
 from audio_ct.audio.mu_law import MAXIMUM_BITS
-from audio_ct.durable import open_regular, sha256_of
-from audio_ct.errors import DamagedError, InputError, MissingError
+from audio_ct.errors import DamagedError, InputError
+from audio_ct.storage import is_remote
 from audio_ct.tokens.codec import Codec, Encoding, make_codec
+from audio_ct.tokens.recordings import Place, Recording, Recordings, cover
+from audio_ct.tokens.store_files import CACHE_GIB, REMEDY, LocalFiles, StoredFile, StoreFiles
 
 FORMAT = "audio-ct token store"
 FORMAT_VERSION = 1
-REMEDY = "prepare the store again"
+# Each map holds a file descriptor, of which a process may have no more than 1,024 on many machines.
+MAX_MAPS = 128
 
 StoredTokens = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A recording's place in its split's shards; offset and length are in tokens."""
-
-    name: str
-    speaker: str
-    source: str
-    text: str | None
-    shard: int
-    offset: int
-    length: int
-
-
 _Sha256 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 # No slash and no leading dot: a manifest cannot name anything outside its own folder.
-_FileName = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*\.bin$")]
+_ShardName = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*\.bin$")]
+_FileName = Annotated[str, pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
 _SplitName = Annotated[str, pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class ShardEntry(pydantic.BaseModel):
     """A shard in the manifest."""
 
-    file: _FileName
-    num_tokens: pydantic.PositiveInt
+    file: _ShardName
+    # Bounded, so that sums of places fit into 64 bits.
+    num_tokens: int = pydantic.Field(gt=0, lt=1 << 60)
     sha256: _Sha256
 
 
@@ -73,6 +63,7 @@ class _Corpus(pydantic.BaseModel):
     sample_rate_hz: pydantic.PositiveInt | None
     bits: int = pydantic.Field(ge=1, le=MAXIMUM_BITS)
     splits: dict[_SplitName, SplitEntry] = pydantic.Field(min_length=1)
+    files: dict[_FileName, _Sha256] = {}
 
     def make_codec(self) -> Codec:
         return make_codec(self.encoding, sample_rate_hz=self.sample_rate_hz, bits=self.bits)
@@ -83,31 +74,36 @@ class _Corpus(pydantic.BaseModel):
         return self
 
 
-_RECORDING = pydantic.TypeAdapter(Recording)
-
-
 class TokenStore:
     """A store opened for reading; any number of readers may share one.
 
     Attributes:
-        path: Its folder.
+        address: Its folder, or its address in object storage.
+        name: The last part of it.
+        files: Its files.
         corpus: The manifest as it stands in corpus.json.
         digest: SHA-256 of the manifest, which covers every other byte.
         codec: What its tokens stand for.
         splits: Their names.
     """
 
-    def __init__(self, path: Path, corpus: dict[str, Any], digest: str) -> None:
+    def __init__(self, files: StoreFiles, corpus: dict[str, Any], digest: str) -> None:
         """Keep a checked manifest; use `TokenStore.open`."""
         checked = _Corpus.model_validate(corpus, strict=True)
-        self.path = path
+        self.files = files
+        self.address, self.name = files.address, files.name
         self.corpus = corpus
         self.digest = digest
         self.codec = checked.make_codec()
         self.splits = tuple(checked.splits)
-        self._entries = checked.splits
-        self._maps: dict[str, np.memmap[Any, np.dtype[Any]]] = {}
-        self._recordings = {split: self._read_recordings(split) for split in self.splits}
+        self._others = checked.files
+        bytes_per_token = token_dtype(self.codec).itemsize
+        self._shards = {
+            split: tuple(StoredFile(each.file, each.num_tokens * bytes_per_token, each.sha256) for each in entry.shards)
+            for split, entry in checked.splits.items()
+        }
+        self._recordings = {split: self._read_recordings(split, entry) for split, entry in checked.splits.items()}
+        self._map = lru_cache(maxsize=MAX_MAPS)(self._open_map)
 
     @property
     def vocabulary_size(self) -> int:
@@ -120,56 +116,59 @@ class TokenStore:
         return self.codec.start_token
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, address: str | os.PathLike[str], *, cache_gib: float = CACHE_GIB) -> Self:
         """Open a store after checking its manifest, its tables and its shards' sizes.
 
         Args:
-            path: The store's folder.
+            address: The store's folder, or an address that fsspec reads, such as s3://bucket/store. Shards from there
+                are fetched when they are read, and kept; see `audio_ct.tokens.shard_cache`.
+            cache_gib: The most that is kept of stores from elsewhere, in GiB.
 
         Raises:
             MissingError: If there is no store.
             DamagedError: If the format is newer or another, the manifest is not what was written, or a shard is
                 missing, of the wrong size, or not a regular file.
+            InputError: If the address cannot be reached.
         """
-        folder = Path(path)
-        manifest = folder / "corpus.json"
-        if not manifest.is_file():
-            raise MissingError(f"{str(folder)!r} holds no corpus.json; name a token store or prepare one first.")
-        content = _read(manifest)
+        files = _files_at(address, cache_gib)
+        content = files.read_manifest()
+        manifest = f"{files.address}/corpus.json"
         digest = hashlib.sha256(content).hexdigest()
         try:
             corpus = pydantic_core.from_json(content)
         except ValueError as error:
-            raise DamagedError(f"{str(manifest)!r} is not JSON; {REMEDY}.") from error
+            raise DamagedError(f"{manifest!r} is not JSON; {REMEDY}.") from error
         if not isinstance(corpus, dict) or corpus.get("format") != FORMAT:
-            raise DamagedError(f"{str(manifest)!r}: format must be {FORMAT!r}; name a token store.")
+            raise DamagedError(f"{manifest!r}: format must be {FORMAT!r}; name a token store.")
         if corpus.get("format_version") != FORMAT_VERSION:
             raise DamagedError(
-                f"{str(folder)!r}: format_version={corpus.get('format_version')!r}, but this version of audio-ct reads "
-                f"{FORMAT_VERSION}; use the version that wrote it or {REMEDY}."
+                f"{files.address!r}: format_version={corpus.get('format_version')!r}, but this version of audio-ct "
+                f"reads {FORMAT_VERSION}; use the version that wrote it or {REMEDY}."
             )
-        if _read(folder / "corpus.json.sha256").strip() != digest.encode():
-            raise DamagedError(f"{str(manifest)!r} is not what was written; {REMEDY}.")
+        if files.read("corpus.json.sha256").strip() != digest.encode():
+            raise DamagedError(f"{manifest!r} is not what was written; {REMEDY}.")
         try:
-            store = cls(folder, corpus, digest)
+            store = cls(files, corpus, digest)
         except pydantic.ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"])) or "encoding"
             rule = error.errors()[0]["msg"].rstrip(".")
-            raise DamagedError(f"{str(manifest)!r}: {where}: {rule}; {REMEDY}.") from error
-        for entry in store._entries.values():
-            for shard in entry.shards:
-                store._open_shard(shard).close()
+            raise DamagedError(f"{manifest!r}: {where}: {rule}; {REMEDY}.") from error
+        files.check_sizes(shard for split in store.splits for shard in store.shards(split))
         return store
 
-    def recordings(self, split: str) -> tuple[Recording, ...]:
+    def recordings(self, split: str) -> Recordings:
         """The recordings of a split in reading order, shard after shard.
 
         Raises:
             InputError: If there is no such split.
         """
         if split not in self._recordings:
-            raise InputError(f"split={split!r} is not in {str(self.path)!r}; it has {', '.join(self.splits)}.")
+            raise InputError(f"split={split!r} is not in {self.address!r}; it has {', '.join(self.splits)}.")
         return self._recordings[split]
+
+    def shards(self, split: str) -> tuple[StoredFile, ...]:
+        """The shards of a split, in order."""
+        return self._shards[split]
 
     def num_tokens(self, split: str) -> int:
         """The number of tokens in a split.
@@ -177,7 +176,7 @@ class TokenStore:
         Raises:
             InputError: If there is no such split.
         """
-        return sum(recording.length for recording in self.recordings(split))
+        return int(self.recordings(split).lengths.sum())
 
     def tokens(self, split: str, recording: Recording | int, start: int = 0, stop: int | None = None) -> StoredTokens:
         """Copy a recording's tokens from start to stop.
@@ -192,87 +191,67 @@ class TokenStore:
             Tokens [stop - start]: uint8 up to 8 bits, uint16 above.
 
         Raises:
-            InputError: If the split or the span is not there.
+            InputError: If the split or the span is not there, or the store is elsewhere and cannot be reached.
             DamagedError: If the shard was shortened since the store was opened.
         """
         recordings = self.recordings(split)
-        chosen = recordings[recording] if isinstance(recording, int) else recording
-        stop = chosen.length if stop is None else stop
-        if not 0 <= start <= stop <= chosen.length:
-            raise InputError(
-                f"start={start}, stop={stop} must lie in order within {chosen.name!r}'s {chosen.length} tokens."
-            )
-        shard = self._entries[split].shards[chosen.shard]
-        if shard.file not in self._maps:
-            with self._open_shard(shard) as file:
-                self._maps[shard.file] = np.memmap(file, dtype=token_dtype(self.codec), mode="r")
-        span = self._maps[shard.file][chosen.offset + start : chosen.offset + stop]
+        place: Place | Recording = recording if isinstance(recording, Recording) else recordings.place(recording)
+        stop = place.length if stop is None else stop
+        if not 0 <= start <= stop <= place.length:
+            name = (recording if isinstance(recording, Recording) else recordings[recording]).name
+            raise InputError(f"start={start}, stop={stop} must lie in order within {name!r}'s {place.length} tokens.")
+        span = self._map(self._shards[split][place.shard])[place.offset + start : place.offset + stop]
         return span.astype(np.uint8) if self.codec.bits <= 8 else span.astype(np.uint16)
 
+    def fetch_ahead(self, split: str, recordings: npt.NDArray[Any]) -> None:
+        """Begin to fetch the shards of recordings that will be read soon, if the store is elsewhere; do not wait."""
+        shards = dict.fromkeys(self._recordings[split].shards[recordings].tolist())
+        self.files.fetch_ahead(self._shards[split][shard] for shard in shards)
+
     def verify(self) -> None:
-        """Compare every shard with its hash.
+        """Compare every file with its hash; a store that is elsewhere is fetched for it.
 
         Raises:
-            DamagedError: Naming the first shard that is not what was written.
+            DamagedError: Naming the first one that is not what was written.
         """
-        for entry in self._entries.values():
-            for shard in entry.shards:
-                with self._open_shard(shard) as file:
-                    if (found := sha256_of(file)) != shard.sha256:
-                        raise DamagedError(
-                            f"{str(self.path / shard.file)!r}: SHA-256 is {found[:12]}..., not the manifest's; "
-                            f"{REMEDY}."
-                        )
+        for split in self.splits:
+            for shard in self._shards[split]:
+                self.files.verify(shard)
+        for name, sha256 in self._others.items():
+            self._read_whole(name, sha256)
 
-    def _open_shard(self, shard: ShardEntry) -> BufferedReader:
-        file = _open(self.path / shard.file)
-        size, expected = os.fstat(file.fileno()).st_size, shard.num_tokens * token_dtype(self.codec).itemsize
-        if size != expected:
-            file.close()
-            raise DamagedError(
-                f"{str(self.path / shard.file)!r} has {size} bytes, the manifest says {expected}; {REMEDY}."
-            )
-        return file
+    def _open_map(self, shard: StoredFile) -> np.memmap[Any, np.dtype[Any]]:
+        with self.files.open(shard) as file:
+            return np.memmap(file, dtype=token_dtype(self.codec), mode="r")
 
-    def _read_recordings(self, split: str) -> tuple[Recording, ...]:
-        entry = self._entries[split]
-        path = self.path / f"recordings-{split}.jsonl"
-        content = _read(path)
-        if hashlib.sha256(content).hexdigest() != entry.recordings_sha256:
-            raise DamagedError(f"{str(path)!r} is not what was written; {REMEDY}.")
+    def _read_whole(self, name: str, sha256: str) -> bytes:
+        content = self.files.read(name)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise DamagedError(f"{f'{self.address}/{name}'!r} is not what was written; {REMEDY}.")
+        return content
+
+    def _read_recordings(self, split: str, entry: SplitEntry) -> Recordings:
+        name = f"recordings-{split}.jsonl"
+        content = self._read_whole(name, entry.recordings_sha256)
         try:
-            recordings = tuple(_RECORDING.validate_json(line, strict=True) for line in content.splitlines())
-        except pydantic.ValidationError as error:
-            raise DamagedError(f"{str(path)!r} holds no table of recordings; {REMEDY}.") from error
+            recordings = Recordings.from_jsonl(content, entry.num_recordings)
+        except ValueError as error:
+            raise DamagedError(f"{f'{self.address}/{name}'!r} holds no table of recordings; {REMEDY}.") from error
         counts = [shard.num_tokens for shard in entry.shards]
-        if len(recordings) != entry.num_recordings or sum(counts) != entry.num_tokens or not cover(recordings, counts):
-            raise DamagedError(f"{str(path)!r} does not cover its shards; {REMEDY}.")
+        if sum(counts) != entry.num_tokens or not cover(recordings, counts):
+            raise DamagedError(f"{f'{self.address}/{name}'!r} does not cover its shards; {REMEDY}.")
         return recordings
 
 
-def cover(recordings: Sequence[Recording], counts: Sequence[int]) -> bool:
-    """Check that recordings, in order, fill shards of these token counts without gap or overlap."""
-    filled = [0] * len(counts)
-    shard = 0
-    for recording in recordings:
-        if not shard <= recording.shard < len(counts):
-            return False
-        shard = recording.shard
-        if recording.offset != filled[shard] or recording.length < 1:
-            return False
-        filled[shard] += recording.length
-    return filled == list(counts)
+def _files_at(address: str | os.PathLike[str], cache_gib: float) -> StoreFiles:
+    if not is_remote(address):
+        return LocalFiles(Path(address))
+    # Most stores are here, and do not need it.
+    from audio_ct.tokens.shard_cache import RemoteFiles
+
+    return RemoteFiles(os.fspath(address), cache_gib)
 
 
 def token_dtype(codec: Codec) -> np.dtype[Any]:
     """The type of a token in a shard."""
     return np.dtype("u1" if codec.bits <= 8 else "<u2")
-
-
-def _open(path: Path) -> BufferedReader:
-    return open_regular(path, whole="token store", remedy=REMEDY)
-
-
-def _read(path: Path) -> bytes:
-    with _open(path) as file:
-        return file.read()

@@ -5,10 +5,9 @@ cuts the line into as many equal lanes as the batch has rows. Which tokens a lan
 (seed, step, lane), so a resumed run needs no position but the step.
 """
 
-import bisect
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from audio_ct.errors import InputError
-from audio_ct.tokens.store import Recording, TokenStore
+from audio_ct.tokens.store import TokenStore
+
+# Recordings of a lane whose shards are fetched before they are read, where the store is elsewhere.
+RECORDINGS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class Streams:
         if self.windows_per_epoch == 0:
             raise InputError(
                 f"training.batch_size={num_lanes} x training.window_length={window_length} needs at least "
-                f"{num_lanes * window_length} tokens, split {split!r} of {store.path} has {store.num_tokens(split)}; "
-                "lower one of them or prepare more."
+                f"{num_lanes * window_length} tokens, split {split!r} of {store.address} has "
+                f"{store.num_tokens(split)}; lower one of them or prepare more."
             )
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
+        self._ahead: dict[int, tuple[int, int]] = {}
 
     def window(self, step: int) -> Window:
         """Read the window of every lane at a step, counted from 0 over all epochs."""
@@ -88,9 +91,12 @@ class Streams:
     def recordings_at(self, step: int) -> tuple[str, ...]:
         """The names of the recordings that the lanes read at a step, for messages."""
         epoch, index = divmod(step, self.windows_per_epoch)
-        recordings, starts = self._order(epoch)
-        places = [self._place(lane, index) for lane in range(self._num_lanes)]
-        return tuple(recordings[bisect.bisect_right(starts, place) - 1].name for place in places)
+        order = self._order(epoch)
+        recordings = self._store.recordings(self._split)
+        return tuple(
+            recordings[int(order.recordings[order.at(self._place(lane, index))])].name
+            for lane in range(self._num_lanes)
+        )
 
     def _is_fresh(self, step: int, lane: int) -> bool:
         if step == 0:
@@ -103,20 +109,20 @@ class Streams:
     def _place(self, lane: int, index: int) -> int:
         return lane * self._lane_length + index * self._window_length
 
-    def _order_of_epoch(self, epoch: int) -> tuple[list[Recording], list[int]]:
-        """The epoch's recordings in order, and the place on the line where each begins."""
+    def _order_of_epoch(self, epoch: int) -> "_Order":
         random = np.random.default_rng((self._seed, epoch))
-        by_speaker: dict[str, list[Recording]] = defaultdict(list)
-        for recording in self._store.recordings(self._split):
-            by_speaker[recording.speaker].append(recording)
-        speakers = sorted(by_speaker)
-        recordings = [
-            by_speaker[speakers[speaker]][i]
-            for speaker in random.permutation(len(speakers))
-            for i in random.permutation(len(by_speaker[speakers[speaker]]))
-        ]
-        starts = np.concatenate([[0], np.cumsum([recording.length for recording in recordings])[:-1]])
-        return recordings, starts.tolist()
+        recordings = self._store.recordings(self._split)
+        # Every speaker's recordings together, in the table's order; speaker i's are in groups[bounds[i]:bounds[i + 1]].
+        groups = np.argsort(recordings.speaker_codes, kind="stable").astype(np.int32)
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(recordings.speaker_codes))])
+        order = np.empty_like(groups)
+        filled = 0
+        for speaker in random.permutation(len(recordings.speakers)):
+            group = groups[bounds[speaker] : bounds[speaker + 1]]
+            order[filled : filled + len(group)] = group[random.permutation(len(group))]
+            filled += len(group)
+        ends = np.cumsum(recordings.lengths[order])
+        return _Order(order, np.concatenate([[0], ends[:-1]]))
 
     def _read(self, epoch: int, lane: int, index: int) -> np.ndarray:
         """Read the window's tokens with the one before them in front: [window_length + 1]."""
@@ -124,11 +130,29 @@ class Streams:
         stop = start + 1 + self._window_length
         pieces = [np.array([self._store.start_token])] if start < 0 else []
         start = max(start, 0)
-        recordings, starts = self._order(epoch)
-        at = bisect.bisect_right(starts, start) - 1
+        order, lengths = self._order(epoch), self._store.recordings(self._split).lengths
+        at = order.at(start)
         while start < stop:
-            recording, begin = recordings[at], starts[at]
-            end = min(stop, begin + recording.length)
+            recording, begin = int(order.recordings[at]), int(order.starts[at])
+            end = min(stop, begin + int(lengths[recording]))
             pieces.append(self._store.tokens(self._split, recording, start - begin, end - begin))
             start, at = max(start, end), at + 1
+        self._fetch_ahead(epoch, lane, at)
         return np.concatenate(pieces)
+
+    def _fetch_ahead(self, epoch: int, lane: int, at: int) -> None:
+        """Have the store fetch what a lane reads next, once for each recording that it comes to."""
+        if self._ahead.get(lane) != (epoch, at):
+            self._ahead[lane] = (epoch, at)
+            self._store.fetch_ahead(self._split, self._order(epoch).recordings[at : at + RECORDINGS_AHEAD])
+
+
+class _Order(NamedTuple):
+    """An epoch's recordings in order: their indices, and the place on the line where each begins."""
+
+    recordings: Int[np.ndarray, " recordings"]
+    starts: Int[np.ndarray, " recordings"]
+
+    def at(self, place: int) -> int:
+        """Which in the order is read at a place on the line."""
+        return int(np.searchsorted(self.starts, place, side="right")) - 1

@@ -17,6 +17,7 @@ from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, num_parameters
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, flat, parse_recipe
+from audio_ct.storage import is_remote
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
@@ -29,6 +30,7 @@ logger = logging.getLogger("audio_ct")
 RESUME_MAY_CHANGE = (
     "name",
     "corpus.store",
+    "corpus.cache_gib",
     "evaluation",
     "sampling",
     "tracking",
@@ -163,14 +165,16 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         DamagedError: if the checkpoint does not fit its recipe.
     """
     loaded = _newest_checkpoint(folder, resume)
-    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds)
-    store.verify()
+    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
+    # What is elsewhere is verified shard by shard, as it is fetched.
+    if not is_remote(recipe.corpus.store):
+        store.verify()
     _refuse_waveform_parts_for_bytes(recipe, store)
     if loaded is not None:
         refuse_other_recipe(recipe, loaded.path, loaded.recipe)
         if store.digest != loaded.manifest.store_digest:
             raise InputError(
-                f"corpus.store={str(store.path)!r} is not the store that {loaded.path} was trained on; name that one."
+                f"corpus.store={store.address!r} is not the store that {loaded.path} was trained on; name that one."
             )
     training, device = recipe.training, choose_device()
     if training.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
@@ -219,7 +223,7 @@ def track(run: Run, *, resume: bool) -> Tracker:
         flat(recipe.model_dump()) | {"parameters": num_parameters(run.model), "device": run.lanes.device.type}
     )
     tracker.set_tags({"commit": commit() or "unknown", "version": __version__})
-    tracker.log_dataset(run.store.path.name, run.store.digest, str(run.store.path))
+    tracker.log_dataset(run.store.name, run.store.digest, run.store.address)
     tracker.log_artifact(run.folder / "recipe.yaml")
     return tracker
 

@@ -20,6 +20,11 @@ def tone(seconds: float, rate_hz: int, frequency_hz: float = 440.0) -> files.Sam
     return (0.5 * np.sin(2 * np.pi * frequency_hz * time)).astype(np.float32)
 
 
+def decode(path: Path, block_seconds: float = 10.0) -> list[files.Samples]:
+    with files.AudioReader(path) as reader:
+        return list(reader.blocks(block_seconds))
+
+
 def read(path: Path) -> files.Samples:
     return files.read(path, 24_000)
 
@@ -34,10 +39,9 @@ def close(found: files.Samples, expected: files.Samples) -> bool:
 def test_blocks_equal_resampling_in_one_piece(tmp_path: Path, rate_hz: int) -> None:
     waveform = tone(2.3, rate_hz)
     soundfile.write(tmp_path / "a.wav", waveform, rate_hz, subtype="FLOAT")
-    whole = soxr.resample(waveform, rate_hz, 24_000, quality="HQ")
+    whole = soxr.resample(waveform, rate_hz, 24_000, quality="VHQ")
     for block_seconds in (0.01, 0.37, 10.0):
-        decoded = files.decode_blocks(tmp_path / "a.wav", block_seconds)
-        blocks = list(files.resample_blocks(decoded, files.rate_of(tmp_path / "a.wav"), 24_000))
+        blocks = list(files.resample_blocks(decode(tmp_path / "a.wav", block_seconds), rate_hz, 24_000))
         joined = np.concatenate(blocks)
         assert joined.dtype == np.float32
         assert all(len(block) for block in blocks)
@@ -62,7 +66,8 @@ def test_blocks_equal_resampling_in_one_piece(tmp_path: Path, rate_hz: int) -> N
 def test_formats_are_read(tmp_path: Path, name: str, format_: str, subtype: str) -> None:
     waveform = tone(1.0, 24_000)
     soundfile.write(str(tmp_path / name), waveform, 24_000, format=format_, subtype=subtype)
-    assert files.rate_of(tmp_path / name) == 24_000
+    with files.AudioReader(tmp_path / name) as reader:
+        assert reader.sample_rate_hz == 24_000
     assert close(read(tmp_path / name), waveform)
 
 
@@ -73,9 +78,7 @@ def test_blocks_equal_the_file_read_at_once(tmp_path: Path, suffix: str) -> None
     noise = np.cumsum(0.1 * generator.standard_normal(48_000)).clip(-0.5, 0.5)
     soundfile.write(tmp_path / f"a.{suffix}", noise, 24_000)
     whole, _ = soundfile.read(tmp_path / f"a.{suffix}", dtype="float32")
-    np.testing.assert_allclose(
-        np.concatenate(list(files.decode_blocks(tmp_path / f"a.{suffix}", 0.1))), whole, atol=1e-6
-    )
+    np.testing.assert_allclose(np.concatenate(decode(tmp_path / f"a.{suffix}", 0.1)), whole, atol=1e-6)
 
 
 def test_channels_become_their_mean_and_values_a_little_above_full_scale_pass(tmp_path: Path) -> None:
@@ -102,14 +105,59 @@ def test_impossible_samples_are_rejected(tmp_path: Path, value: float) -> None:
     assert rejected(tmp_path / "a.wav") == ("amplitude" if np.isfinite(value) else "non-finite")
 
 
-@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "mp3", "flac", "ogg", "caf"])
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "mp3", "flac", "caf"])
 def test_files_cut_short_are_rejected_though_libsndfile_decodes_most(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, tone(2.0, 24_000), 24_000)
     content = path.read_bytes()
     for fraction in (0.4, 0.9):
         path.write_bytes(content[: int(fraction * len(content))])
-        assert rejected(path) == "truncated" or suffix in ("flac", "ogg", "caf")
+        assert rejected(path) == "truncated" or suffix in ("flac", "caf")
+        if suffix not in ("flac", "caf"):
+            with files.AudioReader(path, keep_truncated=True) as reader:
+                kept = sum(map(len, reader.blocks()))
+                assert 0.3 * fraction < kept / 48_000 <= fraction + 0.1
+                assert reader.truncated
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_an_ogg_stream_that_ends_within_a_page_is_truncated(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = 0.3 * np.random.default_rng(0).uniform(-1, 1, 20 * 24_000)
+    soundfile.write(path, noise, 24_000, format="OGG", subtype="OPUS" if suffix == "opus" else "VORBIS")
+    content = path.read_bytes()
+    for length in (len(content) - 1, round(0.9 * len(content)), round(0.5 * len(content))):
+        path.write_bytes(content[:length])
+        assert rejected(path) == "truncated"
+        with files.AudioReader(path, keep_truncated=True) as reader:
+            assert 0.4 < sum(map(len, reader.blocks())) / len(noise) < 1
+            assert reader.truncated == "ends within an Ogg page"
+
+
+def test_one_channel_is_read_and_channels_that_cancel_are_refused(tmp_path: Path) -> None:
+    left, right = tone(0.5, 24_000), tone(0.5, 24_000, 1000.0)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 24_000, subtype="FLOAT")
+    with files.AudioReader(tmp_path / "a.wav", channel=1) as reader:
+        np.testing.assert_array_equal(np.concatenate(list(reader.blocks())), right)
+    with pytest.raises(files.RejectedAudioError, match="channel=2"):
+        files.AudioReader(tmp_path / "a.wav", channel=2)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -left], axis=1), 24_000, subtype="FLOAT")
+    assert rejected(tmp_path / "a.wav") == "channels cancel"
+    with files.AudioReader(tmp_path / "a.wav", channel=0) as reader:
+        np.testing.assert_array_equal(np.concatenate(list(reader.blocks())), left)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_spans_are_parts_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, 0.3 * np.random.default_rng(0).uniform(-1, 1, 40_000), 8000)
+    whole = np.concatenate(decode(path))
+    for block_seconds in (0.1, 10.0):
+        with files.AudioReader(path) as reader:
+            parts = np.concatenate(list(reader.blocks(block_seconds, spans=[(0.5, 0.75), (2.0, 4.125)])))
+        np.testing.assert_array_equal(parts, np.concatenate([whole[4000:6000], whole[16_000:33_000]]))
+    with files.AudioReader(path) as reader, pytest.raises(files.RejectedAudioError, match="samples decode"):
+        list(reader.blocks(spans=[(4.0, 6.0)]))
 
 
 def test_a_streamed_wav_of_unknown_length_is_no_truncated_one(tmp_path: Path) -> None:
@@ -150,7 +198,7 @@ def test_what_is_no_audio_file_is_rejected_without_hanging(tmp_path: Path) -> No
         soundfile.write(tmp_path / "rate.wav", np.zeros(1000), rate_hz)
         assert rejected(tmp_path / "rate.wav") == "absurd rate"
     with pytest.raises(MissingError):
-        files.rate_of(tmp_path / "absent.wav")
+        files.AudioReader(tmp_path / "absent.wav")
 
 
 def test_mutated_files_give_samples_or_one_line(tmp_path: Path) -> None:
@@ -185,7 +233,8 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     os.truncate(path, 44 + num_bytes)
     program = (
         "import resource, sys\nfrom audio_ct.audio import files\n"
-        "blocks = files.resample_blocks(files.decode_blocks(sys.argv[1]), 48_000, 24_000)\nnext(blocks)\n"
+        "reader = files.AudioReader(sys.argv[1])\n"
+        "blocks = files.resample_blocks(reader.blocks(), 48_000, 24_000)\nnext(blocks)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "total = sum(map(len, blocks))\n"
         "print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

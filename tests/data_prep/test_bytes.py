@@ -15,9 +15,10 @@ from audio_ct.errors import InputError, MissingError
 from audio_ct.tokens.codec import ByteCodec
 from audio_ct.tokens.store import TokenStore
 from data_prep import bytes as prep_bytes
-from data_prep import folder
+from data_prep import skeleton
 from data_prep.bytes import prepare
-from data_prep.plan import PrepOptions
+from data_prep.folder import CORPUS
+from data_prep.options import PrepOptions
 
 
 def read_back(store: TokenStore, split: str) -> bytes:
@@ -165,7 +166,7 @@ def test_a_store_is_replaced_only_when_asked(tmp_path: Path, recordings_folder: 
     with pytest.raises(InputError, match=r"test_fraction=0.05 there, 0.1 here"):
         prepare(file, tmp_path / "store", options=PrepOptions(test_fraction=0.1))
     with pytest.raises(InputError, match="corpus='bytes' there, 'folder' here"):
-        folder.prepare(recordings_folder, tmp_path / "store", options=PrepOptions())
+        skeleton.prepare(CORPUS, recordings_folder, tmp_path / "store")
     assert prepare(file, tmp_path / "store", options=PrepOptions(overwrite=True))["digest"] == first["digest"]
     file.write_bytes(b"something else")
     assert prepare(file, tmp_path / "store", options=PrepOptions(overwrite=True))["digest"] != first["digest"]

@@ -10,7 +10,8 @@ import pytest
 from audio_ct.errors import InputError, MissingError
 from audio_ct.tokens.store import TokenStore
 from data_prep import demo
-from data_prep.plan import PrepOptions
+from data_prep.corpus import options_for
+from data_prep.skeleton import prepare
 
 
 def test_sentences_are_many_and_different() -> None:
@@ -22,9 +23,9 @@ def test_sentences_are_many_and_different() -> None:
 def test_a_missing_engine_is_one_line_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'audio-ct\[demo\]'"):
-        demo.prepare(None, tmp_path / "store", options=PrepOptions())
+        prepare(demo.CORPUS, None, tmp_path / "store")
     with pytest.raises(InputError, match="leave the source out"):
-        demo.prepare(tmp_path, tmp_path / "store", options=PrepOptions())
+        prepare(demo.CORPUS, tmp_path, tmp_path / "store")
 
 
 def test_the_store_is_synthetic_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +36,9 @@ def test_the_store_is_synthetic_and_the_same_each_time(tmp_path: Path, monkeypat
         Path, "read_text", lambda path, **how: shortened if path.name == "demo_text.txt" else read_text(path, **how)
     )
     monkeypatch.setattr(demo, "SPEAKER_RATIOS", {"alder": 0.84, "birch": 0.95})
-    summaries = [demo.prepare(None, tmp_path / name, options=PrepOptions()) for name in ("a", "b")]
+    summaries = [
+        prepare(demo.CORPUS, None, tmp_path / name, options=options_for(demo.CORPUS, jobs=1)) for name in ("a", "b")
+    ]
     assert summaries[0]["digest"] == summaries[1]["digest"]
     store = TokenStore.open(tmp_path / "a")
     store.verify()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from data_prep.folder import prepare
-from data_prep.plan import PrepOptions
+from data_prep.folder import CORPUS
+from data_prep.options import PrepOptions
+from data_prep.skeleton import prepare
 
 RECIPE = """
 name: {name}
@@ -43,7 +44,8 @@ def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
         (folder / path.parent.name).mkdir(exist_ok=True)
         soundfile.write(folder / path.parent.name / path.name, waveform, rate_hz)
     out = tmp_path_factory.mktemp("stores") / "short"
-    prepare(folder, out, options=PrepOptions(validation_fraction=0.2, test_fraction=0.2))
+    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, jobs=1)
+    prepare(CORPUS, folder, out, options=options)
     return out
 
 

@@ -147,7 +147,7 @@ def test_chosen_recordings_are_spread_over_the_split(tmp_path: Path) -> None:
 
 
 def test_recordings_are_chosen_whole_and_spread(store: TokenStore) -> None:
-    everything = store.recordings("test")
+    everything = tuple(store.recordings("test"))
     for enough in (None, sum(LENGTHS), 10**9):
         assert choose_recordings(store, "test", enough).recordings == everything
     for most in range(1, sum(LENGTHS)):

@@ -123,6 +123,36 @@ def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> N
         shutil.rmtree(mutated)
 
 
+def test_what_describes_the_corpus_is_covered_too(tmp_path: Path) -> None:
+    corpus = build(tmp_path / "store").corpus
+    (tmp_path / "store/report.json").write_text("{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    content = json.dumps(corpus | {"files": {"report.json": digest}}).encode()
+    (tmp_path / "store/corpus.json").write_bytes(content)
+    (tmp_path / "store/corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+    TokenStore.open(tmp_path / "store").verify()
+    (tmp_path / "store/report.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"report\.json"):
+        TokenStore.open(tmp_path / "store").verify()
+    (tmp_path / "store/report.json").unlink()
+    with pytest.raises(DamagedError, match=r"report\.json"):
+        TokenStore.open(tmp_path / "store").verify()
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audio_ct.tokens.store.MAX_MAPS", 4)
+    with TokenStoreBuilder(tmp_path / "store", CODEC) as builder:
+        for seed in range(50):
+            builder.add_shard("train", *shard(seed, [5, 6]))
+        store = builder.commit()
+    before = len(os.listdir("/proc/self/fd"))
+    for index in [*range(100), *range(100)]:
+        seed, second = divmod(index, 2)
+        expected = shard(seed, [5, 6])[0]
+        np.testing.assert_array_equal(store.tokens("train", index), expected[5:] if second else expected[:5])
+        assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
 def forge(store: Path, content: bytes) -> str:
     """Give a store another manifest, with a fitting hash as someone who means harm would write it; its refusal."""
     (store / "corpus.json").write_bytes(content)
@@ -141,6 +171,7 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         *({"file": name} for name in ("../secret.bin", "/etc/passwd", "a\0.bin", "a\n.bin")),
         {"num_tokens": -1},
         {"num_tokens": 10**12},
+        {"num_tokens": 10**30},
     ):
         forged = train | {"shards": [train["shards"][0] | change, *train["shards"][1:]]}
         forge(tmp_path / "store", json.dumps(corpus | {"splits": corpus["splits"] | {"train": forged}}).encode())
@@ -148,6 +179,8 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         {"splits": corpus["splits"] | {"train": train | {"num_tokens": 5}}},
         {"splits": corpus["splits"] | {"../train": {}}},
         {"splits": {}},
+        {"files": {"../secret": "0" * 64}},
+        {"files": {"report.json": "0"}},
         {"bits": 17},
         {"bits": "8"},
         {"sample_rate_hz": 0},
@@ -159,6 +192,24 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         forge(tmp_path / "store", json.dumps(corpus | change).encode())
     for nonsense in (b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'):
         forge(tmp_path / "store", nonsense)
+
+
+def test_a_forged_table_is_refused(tmp_path: Path) -> None:
+    build(tmp_path / "store")
+    path = tmp_path / "store/recordings-train.jsonl"
+    whole, corpus = path.read_bytes(), json.loads((tmp_path / "store/corpus.json").read_text())
+    for content in (
+        *(b"", b"null\n" * 6, b"null" + whole, whole + whole, whole[: whole.rindex(b"{")], b"[" * 100_000),
+        whole.replace(b'"shard": 1', b'"shard": 4294967297'),
+        whole.replace(b'"length": 50', b'"length": 51', 1),
+        whole.replace(b'"offset": 0', b'"offset": -1', 1),
+        whole.replace(b'"offset": 0', b'"offset": 0, "more": 0', 1),
+        whole.replace(b'"speaker": "anna", ', b"", 1),
+    ):
+        path.write_bytes(content)
+        train = corpus["splits"]["train"] | {"recordings_sha256": hashlib.sha256(content).hexdigest()}
+        manifest = corpus | {"splits": corpus["splits"] | {"train": train}}
+        assert "recordings-train.jsonl" in forge(tmp_path / "store", json.dumps(manifest).encode())
 
 
 def test_what_tokens_stand_for_must_fit(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Lanes read every token of an epoch once, in order, and where they stand is a function of the step alone."""
 
+import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,50 @@ def test_recordings_are_whole_and_in_order_within_a_lane(store: TokenStore) -> N
     speakers = [recording.speaker for recording in order]
     changes = sum(a != b for a, b in pairwise(speakers))
     assert changes == 3, f"one speaker's recordings are together: {speakers}"
+
+
+def order_slowly(store: TokenStore, seed: int, epoch: int) -> list[Recording]:
+    """An epoch's recordings in order, one after the other."""
+    random = np.random.default_rng((seed, epoch))
+    by_speaker: dict[str, list[Recording]] = {}
+    for recording in store.recordings("train"):
+        by_speaker.setdefault(recording.speaker, []).append(recording)
+    speakers = sorted(by_speaker)
+    return [
+        by_speaker[speakers[speaker]][i]
+        for speaker in random.permutation(len(speakers))
+        for i in random.permutation(len(by_speaker[speakers[speaker]]))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_an_epoch_is_that_of_lists(store: TokenStore, seed: int) -> None:
+    lanes = streams(store, num_lanes=1, window_length=16, seed=seed)
+    for epoch in range(3):
+        steps = range(epoch * lanes.windows_per_epoch, (epoch + 1) * lanes.windows_per_epoch)
+        line = torch.cat([lanes.window(step).targets[0] for step in steps]).tolist()
+        tokens = [store.tokens("train", recording) for recording in order_slowly(store, seed, epoch)]
+        assert line == np.concatenate(tokens)[: len(line)].tolist()
+
+
+def test_the_order_of_an_epoch_takes_less_memory_than_the_table(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).integers(1, 4, 20_000)
+    offsets = np.cumsum([0, *lengths])
+    with TokenStoreBuilder(tmp_path / "store", MuLawCodec(24_000, 8)) as builder:
+        rows = [
+            Recording(f"speaker-{i // 100}/{i}", f"speaker-{i // 100}", f"{i}.wav", None, 0, int(offset), int(length))
+            for i, (offset, length) in enumerate(zip(offsets[:-1], lengths, strict=True))
+        ]
+        builder.add_shard("train", np.zeros(offsets[-1], dtype=np.uint8), rows)
+        store = builder.commit()
+    table_bytes = (tmp_path / "store/recordings-train.jsonl").stat().st_size
+    lanes = streams(store)
+    tracemalloc.start()
+    lanes.window(0)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Two numbers for each recording, and a few more while it is drawn.
+    assert kept < 16 * len(lengths) < peak < 32 * len(lengths) < table_bytes / 3
 
 
 def test_windows_follow_on_and_targets_are_the_next_inputs(store: TokenStore) -> None:

@@ -408,10 +408,11 @@ def test_a_resumed_run_may_change_what_the_next_window_does_not_depend_on(store_
 def test_another_store_is_refused_and_a_moved_one_is_not(
     store_path: Path, recordings_folder: Path, tmp_path: Path, tiny_run: Path
 ) -> None:
-    from data_prep.folder import prepare
-    from data_prep.plan import PrepOptions
+    from data_prep.folder import CORPUS
+    from data_prep.options import PrepOptions
+    from data_prep.skeleton import prepare
 
-    prepare(recordings_folder, tmp_path / "other", options=PrepOptions(seed=5))
+    prepare(CORPUS, recordings_folder, tmp_path / "other", options=PrepOptions(seed=5, jobs=1))
     with pytest.raises(InputError, match=r"is not the store that .* was trained on"):
         train(recipe(tmp_path / "other", steps=3), tiny_run, resume=True)
     shutil.copytree(store_path, tmp_path / "moved")

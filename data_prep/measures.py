@@ -1,0 +1,236 @@
+"""Figures of a recording as it comes from its file, gathered block by block while it is decoded."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+from audio_ct.audio.files import Samples
+
+# Frames overlap by half. Shorter ones would hear single periods of a voice, and differ with where they begin.
+HOP_SECONDS = 0.02
+# Codecs decode speech that was clipped to a little more or less than full scale.
+CLIPPED_AMPLITUDE = 0.999
+LOWEST_LEVEL_DBFS = -100
+LOUD_QUANTILE = 0.95
+SILENT_BELOW_LOUD_DB = 35
+
+BAND_HZ = 250.0
+MAXIMUM_BANDS = 96
+# A letter for each step of a level below the strongest one.
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+STEP_DB = 1.25
+
+# What lies so far below the strongest band is nothing: rounding, dither, a codec's remains.
+NOTHING_DB = 75.0
+BANDS_BELOW_DROP = 3
+BANDS_OF_DROP = 2
+# Below it the gaps between a vowel's formants are as steep as a filter.
+LOWEST_END_HZ = 3000.0
+# Single vowels drop by up to 22 dB where nothing was filtered.
+SHARP_DROP_DB = 25.0
+
+# A fingerprint hears what a telephone lets through.
+FINGERPRINT_EDGES_HZ = (150, 300, 460, 640, 840, 1060, 1300, 1570, 1880, 2220, 2600, 3050, 3550)
+# How fast bands rise and fall: as syllables do and slower, none a multiple of another.
+MODULATIONS_HZ = (0.0, 1.1, 2.3, 3.7, 5.3, 7.1, 9.1)
+
+_ALPHABET = np.frombuffer(LETTERS.encode("ascii"), np.uint8)
+_PLACES = np.zeros(128, np.uint8)
+_PLACES[_ALPHABET] = np.arange(len(LETTERS))
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Figures of a source recording at its own rate.
+
+    Attributes:
+        seconds: Its length.
+        sample_rate_hz: Its rate.
+        level_dbfs: Root mean square, in dB of full scale.
+        peak: The largest absolute value; full scale is 1.
+        offset: The mean.
+        bandwidth_hz: Where its spectrum ends in a sharp drop, else half its rate; see `spectrum_end_hz`.
+        rolloff_hz: The frequency below which 99 % of its energy lies.
+        clipped: Share of samples at or beyond full scale.
+        silent: Share of stretches of 20 ms that lie 35 dB or more below the loud ones.
+        spectrum: The level of each band of 250 Hz up to 24 kHz, a letter each; see `spectrum_db`.
+        fingerprint: What the recording keeps at another level, rate or format; see `data_prep.duplicates`.
+    """
+
+    seconds: float
+    sample_rate_hz: int
+    level_dbfs: float
+    peak: float
+    offset: float
+    bandwidth_hz: float
+    rolloff_hz: float
+    clipped: float
+    silent: float
+    spectrum: str
+    fingerprint: str
+
+
+class Meter:
+    """Measures a recording block by block, in memory that does not grow with it.
+
+    Args:
+        sample_rate_hz: The recording's rate.
+    """
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        self._rate_hz = sample_rate_hz
+        self._num_samples = self._num_clipped = self._num_frames = 0
+        self._sum = self._energy = self._peak = 0.0
+        self._hop = scipy.fft.next_fast_len(max(1, round(HOP_SECONDS * sample_rate_hz)), real=True)
+        length = 2 * self._hop
+        self._window = _window(length)
+        self._rest = np.zeros(0, np.float32)
+        self._power = np.zeros(length // 2 + 1)
+        self._levels = np.zeros(1 - LOWEST_LEVEL_DBFS, np.int64)
+        # In parts of bins; at low rates the highest bands are alike.
+        edges = 2 * np.round(np.array(FINGERPRINT_EDGES_HZ) * length / sample_rate_hz).astype(int)
+        self._edges = np.minimum(edges, 2 * len(self._power) - 2 * np.arange(len(edges))[::-1] - 2)
+        self._modulation = np.zeros((len(edges) - 1, len(MODULATIONS_HZ)), np.complex128)
+
+    def update(self, block: Samples) -> None:
+        """Take in samples [time] at the recording's rate, at least one."""
+        peak = max(float(block.max()), -float(block.min()))
+        self._peak = max(self._peak, peak)
+        if peak >= CLIPPED_AMPLITUDE:
+            self._num_clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED_AMPLITUDE))
+        self._num_samples += len(block)
+        self._sum += float(block.sum(dtype=np.float64))
+        samples = np.concatenate([self._rest, block]) if len(self._rest) else block
+        num_hops = len(samples) // self._hop
+        if num_hops > 1:
+            self._hear(samples[: num_hops * self._hop].reshape(-1, self._hop))
+            samples = samples[(num_hops - 1) * self._hop :]
+        self._rest = samples.copy()
+
+    def result(self) -> Measures:
+        """Compute the measures of all that was heard; samples after the last whole frame have no spectrum."""
+        energy = self._energy + float(np.square(self._rest, dtype=np.float64).sum())
+        if not self._num_frames:
+            self._hear(np.pad(self._rest, (0, len(self._window) - len(self._rest))).reshape(2, -1))
+        frequencies_hz = np.arange(len(self._power)) * self._rate_hz / len(self._window)
+        # An offset is no sound, and its bin's neighbour hears it too.
+        power = np.where(frequencies_hz < 2 * self._rate_hz / len(self._window), 0.0, self._power)
+        cumulative = np.cumsum(power)
+        level_db = _levels_db(_bands(power, frequencies_hz))
+        count = max(self._num_samples, 1)
+        return Measures(
+            seconds=self._num_samples / self._rate_hz,
+            sample_rate_hz=self._rate_hz,
+            level_dbfs=float(10 * np.log10(max(energy / count, 1e-20))),
+            peak=self._peak,
+            offset=self._sum / count,
+            bandwidth_hz=spectrum_end_hz(level_db, SHARP_DROP_DB) or self._rate_hz / 2,
+            rolloff_hz=float(frequencies_hz[np.searchsorted(cumulative, 0.99 * cumulative[-1])]),
+            clipped=self._num_clipped / count,
+            silent=self._silent_share(),
+            spectrum=_letters(-level_db[:MAXIMUM_BANDS] / STEP_DB),
+            fingerprint=self._fingerprint(),
+        )
+
+    def _hear(self, hops: Samples) -> None:
+        """Add hops [hops, time], the first of which was heard before as another's second half, to all sums."""
+        frames = np.concatenate([hops[:-1], hops[1:]], axis=1)
+        frames *= self._window
+        # Real and imaginary parts, side by side: [frames, 2 bins].
+        parts = scipy.fft.rfft(frames).view(np.float32)
+        # For the spectrum every other frame will do.
+        squares = np.square(parts[self._num_frames % 2 :: 2])
+        self._power += squares.sum(axis=0).reshape(-1, 2).sum(axis=1)
+        # Not np.dot: its threads wait for each other where processes share the cores.
+        energy = np.einsum("ht,ht->h", hops[:-1], hops[:-1])
+        self._energy += float(energy.sum(dtype=np.float64))
+        level_dbfs = 10 * np.log10(np.maximum(energy / self._hop, 10 ** (LOWEST_LEVEL_DBFS / 10)))
+        places = np.round(-level_dbfs).clip(0, -LOWEST_LEVEL_DBFS).astype(int)
+        self._levels += np.bincount(places, minlength=len(self._levels))
+        heard = np.square(parts[:, : self._edges[-1]])
+        amplitude = np.sqrt(np.add.reduceat(heard, self._edges[:-1], axis=1))
+        time = (self._num_frames + np.arange(len(frames))) * self._hop / self._rate_hz
+        self._modulation += amplitude.T @ np.exp(-2j * np.pi * np.outer(time, MODULATIONS_HZ))
+        self._num_frames += len(frames)
+
+    def _silent_share(self) -> float:
+        """Levels are counted by whole dB below full scale, the loudest first."""
+        share = np.cumsum(self._levels) / self._levels.sum()
+        loud = int(np.searchsorted(share, 1 - LOUD_QUANTILE))
+        return float(self._levels[loud + SILENT_BELOW_LOUD_DB :].sum() / self._levels.sum())
+
+    def _fingerprint(self) -> str:
+        """Magnitudes of the modulations: that of its mean, and those of its rises and falls, by themselves.
+
+        A recording that begins later has the same magnitudes.
+        """
+        magnitude = np.abs(self._modulation)
+        if not magnitude.any():
+            return ""
+        parts = (magnitude[:, 0], magnitude[:, 1:].ravel())
+        return "".join(_letters(part / max(part.max(), 1e-20) * (len(LETTERS) - 1)) for part in parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _window(length: int) -> Samples:
+    return np.hanning(length + 1)[:-1].astype(np.float32)
+
+
+def spectrum_db(letters: str) -> Array:
+    """Levels of bands of 250 Hz from 0 up, relative to the strongest: 0 dB for "A", -1.25 dB for "B"; [bands]."""
+    return -STEP_DB * places_of(np.frombuffer(letters.encode("ascii"), np.uint8))
+
+
+def places_of(letters: Array) -> Array:
+    """Values from 0 to 63 of letters given as bytes, in their shape."""
+    return _PLACES[letters]
+
+
+def spectrum_end_hz(level_db: Array, drop_db: float) -> float | None:
+    """Find where a spectrum ends, as that of an upsampled recording or of a codec's low-pass does.
+
+    That is a sharp drop, to a level that no band above exceeds. A noise floor is no drop, and may lie above one.
+
+    Args:
+        level_db: Levels of bands of 250 Hz from 0 up, [bands].
+        drop_db: Smallest drop that counts, within two bands.
+
+    Returns:
+        The middle of the largest drop, or None if there is none.
+    """
+    power = 10 ** (level_db / 10)
+    level_db = 10 * np.log10(power + max(power.max(initial=0.0), 1e-20) * 10 ** (-NOTHING_DB / 10))
+    first = round(LOWEST_END_HZ / BAND_HZ)
+    places = np.arange(first, len(level_db) - BANDS_OF_DROP)
+    if not len(places):
+        return None
+    below = np.convolve(level_db, np.full(BANDS_BELOW_DROP, 1 / BANDS_BELOW_DROP), "valid")[places - BANDS_BELOW_DROP]
+    highest_from = np.maximum.accumulate(level_db[::-1])[::-1]
+    drops = below - highest_from[places + BANDS_OF_DROP]
+    largest = int(drops.argmax())
+    if drops[largest] < drop_db:
+        return None
+    return float((places[largest] + BANDS_OF_DROP / 2) * BAND_HZ)
+
+
+def _bands(power: Array, frequencies_hz: Array) -> Array:
+    """Mean power of the bins in each band of 250 Hz."""
+    places = (frequencies_hz // BAND_HZ).astype(int)
+    return np.asarray(np.bincount(places, power) / np.bincount(places))
+
+
+def _levels_db(power: Array) -> Array:
+    return 10 * np.log10(np.maximum(power / max(power.max(), 1e-20), 1e-20))
+
+
+def _letters(values: Array | Sequence[float]) -> str:
+    """Values as letters, 0 as "A" and 63 and more as "/"."""
+    places = np.clip(np.round(values), 0, len(LETTERS) - 1).astype(int)
+    return _ALPHABET[places].tobytes().decode("ascii")
