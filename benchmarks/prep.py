@@ -221,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             part = {
                 "rows": measure_form(
                     options.source.name, options.source, Path(temporary), jobs=options.jobs, repeats=options.repeats
-                )
+                ),
+                "bars": [],
             }
     measure.finish(result, {"preparation": part}, options.out)
 

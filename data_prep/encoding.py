@@ -207,7 +207,10 @@ class _ShardFile:
 def _pieces(blocks: Iterator[Samples], options: PrepOptions) -> Iterator[tuple[int | None, Samples]]:
     """Process a recording; yield its samples, with the number of the piece that they belong to if it is cut."""
     rate_hz = options.sample_rate_hz
-    blocks = processing.level(blocks, rate_hz, remove_dc=options.remove_dc, loudness_lufs=options.loudness_lufs)
+    if options.remove_dc:
+        blocks = processing.remove_offset(blocks, rate_hz)
+    if options.loudness_lufs is not None:
+        blocks = processing.level(blocks, rate_hz, options.loudness_lufs)
     if options.maximum_pause_seconds is not None:
         blocks = processing.shorten_pauses(blocks, rate_hz, options.maximum_pause_seconds)
     if options.pad_to_seconds is not None:

@@ -1,8 +1,11 @@
 """What a corpus holds, as it was found when its preparation began; one that was stopped goes on with it."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from audio_ct.errors import InputError
@@ -15,7 +18,8 @@ FILE = f"{WORK}/inventory.jsonl"
 
 def is_of(storage: Storage, wanted: dict[str, Any]) -> bool:
     """Whether the preparation that began is this one; FileNotFoundError if none did."""
-    return bool(json.loads(storage.read(FILE).splitlines()[0]) == wanted)
+    with _lines(storage) as lines:
+        return bool(json.loads(next(lines)) == wanted)
 
 
 def take(storage: Storage, wanted: dict[str, Any], gather: Callable[[], Gathered]) -> tuple[Gathered, bool]:
@@ -33,12 +37,29 @@ def take(storage: Storage, wanted: dict[str, Any], gather: Callable[[], Gathered
         InputError: If the preparation that began was another one; the options that differ are named.
     """
     try:
-        kind, *lines = storage.read(FILE).decode().splitlines()
+        with _lines(storage) as lines:
+            return _read(lines, wanted), True
     except FileNotFoundError:
         gathered = gather()
-        storage.write(FILE, _content(wanted, gathered))
+        with tempfile.TemporaryDirectory(prefix="audio-ct-inventory-") as folder:
+            # Line by line: a corpus may have a million recordings.
+            file = Path(folder, "inventory.jsonl")
+            with file.open("w", encoding="ascii") as content:
+                content.writelines(line + "\n" for line in _written(wanted, gathered))
+            storage.put(file, FILE)
         return gathered, False
-    there = json.loads(kind)
+
+
+@contextlib.contextmanager
+def _lines(storage: Storage) -> Iterator[Iterator[str]]:
+    with tempfile.TemporaryDirectory(prefix="audio-ct-inventory-") as folder:
+        storage.get(FILE, file := Path(folder, "inventory.jsonl"))
+        with file.open(encoding="ascii") as lines:
+            yield lines
+
+
+def _read(lines: Iterator[str], wanted: dict[str, Any]) -> Gathered:
+    there = json.loads(next(lines))
     changed = [f"{k}={there.get(k)!r} there, {v!r} here" for k, v in wanted.items() if there.get(k) != v]
     if changed:
         raise InputError(
@@ -55,12 +76,14 @@ def take(storage: Storage, wanted: dict[str, Any], gather: Callable[[], Gathered
             gathered.rejects.append(Reject(**content))
         else:
             gathered.notes.append(content)
-    return gathered, True
+    return gathered
 
 
-def _content(wanted: dict[str, Any], gathered: Gathered) -> bytes:
-    lines = [json.dumps(wanted)]
-    lines += [json.dumps(["candidate", asdict(candidate)]) for candidate in gathered.candidates]
-    lines += [json.dumps(["reject", asdict(reject)]) for reject in gathered.rejects]
-    lines += [json.dumps(["note", note]) for note in gathered.notes]
-    return "".join(line + "\n" for line in lines).encode()
+def _written(wanted: dict[str, Any], gathered: Gathered) -> Iterator[str]:
+    yield json.dumps(wanted)
+    for candidate in gathered.candidates:
+        yield json.dumps(["candidate", asdict(candidate)])
+    for reject in gathered.rejects:
+        yield json.dumps(["reject", asdict(reject)])
+    for note in gathered.notes:
+        yield json.dumps(["note", note])

@@ -34,8 +34,9 @@ LOWEST_END_HZ = 3000.0
 # Single vowels drop by up to 22 dB where nothing was filtered.
 SHARP_DROP_DB = 25.0
 
-# A fingerprint hears what a telephone lets through.
-FINGERPRINT_EDGES_HZ = (150, 300, 460, 640, 840, 1060, 1300, 1570, 1880, 2220, 2600, 3050, 3550)
+# A fingerprint hears what a telephone lets through, in bands that overlap: each rises from the middle of the one
+# below to its own and falls to that of the one above. So a recording has the same at any rate.
+FINGERPRINT_MIDDLES_HZ = (75, 210, 370, 540, 730, 940, 1170, 1430, 1720, 2040, 2400, 2820, 3290, 3850)
 # How fast bands rise and fall: as syllables do and slower, none a multiple of another.
 MODULATIONS_HZ = (0.0, 1.1, 2.3, 3.7, 5.3, 7.1, 9.1)
 
@@ -88,16 +89,15 @@ class Meter:
         self._rate_hz = sample_rate_hz
         self._num_samples = self._num_clipped = self._num_frames = 0
         self._sum = self._energy = self._peak = 0.0
+        # A length whose transform is quick.
         self._hop = scipy.fft.next_fast_len(max(1, round(HOP_SECONDS * sample_rate_hz)), real=True)
         length = 2 * self._hop
         self._window = _window(length)
         self._rest = np.zeros(0, np.float32)
         self._power = np.zeros(length // 2 + 1)
         self._levels = np.zeros(1 - LOWEST_LEVEL_DBFS, np.int64)
-        # In parts of bins; at low rates the highest bands are alike.
-        edges = 2 * np.round(np.array(FINGERPRINT_EDGES_HZ) * length / sample_rate_hz).astype(int)
-        self._edges = np.minimum(edges, 2 * len(self._power) - 2 * np.arange(len(edges))[::-1] - 2)
-        self._modulation = np.zeros((len(edges) - 1, len(MODULATIONS_HZ)), np.complex128)
+        self._filters = _filters(length, sample_rate_hz)
+        self._modulation = np.zeros((len(self._filters), len(MODULATIONS_HZ)), np.complex128)
 
     def update(self, block: Samples) -> None:
         """Take in samples [time] at the recording's rate, at least one."""
@@ -154,10 +154,10 @@ class Meter:
         level_dbfs = 10 * np.log10(np.maximum(energy / self._hop, 10 ** (LOWEST_LEVEL_DBFS / 10)))
         places = np.round(-level_dbfs).clip(0, -LOWEST_LEVEL_DBFS).astype(int)
         self._levels += np.bincount(places, minlength=len(self._levels))
-        heard = np.square(parts[:, : self._edges[-1]])
-        amplitude = np.sqrt(np.add.reduceat(heard, self._edges[:-1], axis=1))
+        heard = np.square(parts[:, : self._filters.shape[1]])
+        amplitude = np.sqrt(np.einsum("fp,bp->bf", heard, self._filters))
         time = (self._num_frames + np.arange(len(frames))) * self._hop / self._rate_hz
-        self._modulation += amplitude.T @ np.exp(-2j * np.pi * np.outer(time, MODULATIONS_HZ))
+        self._modulation += amplitude @ np.exp(-2j * np.pi * np.outer(time, MODULATIONS_HZ))
         self._num_frames += len(frames)
 
     def _silent_share(self) -> float:
@@ -181,6 +181,15 @@ class Meter:
 @functools.lru_cache(maxsize=8)
 def _window(length: int) -> Samples:
     return np.hanning(length + 1)[:-1].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _filters(length: int, sample_rate_hz: int) -> Samples:
+    """The fingerprint's bands over real and imaginary parts side by side, [bands, parts up to the highest band]."""
+    frequencies_hz = np.arange(length // 2 + 1) * sample_rate_hz / length
+    frequencies_hz = frequencies_hz[frequencies_hz < FINGERPRINT_MIDDLES_HZ[-1]]
+    middles = zip(FINGERPRINT_MIDDLES_HZ, FINGERPRINT_MIDDLES_HZ[1:], FINGERPRINT_MIDDLES_HZ[2:], strict=False)
+    return np.array([np.interp(frequencies_hz, each, (0, 1, 0)) for each in middles], np.float32).repeat(2, axis=1)
 
 
 def spectrum_db(letters: str) -> Array:

@@ -38,7 +38,7 @@ class PrepOptions:
         "Of recordings with several channels: mean, or a channel's number from 0.",
         (_is_channel, "mean or 0, 1"),
     )
-    remove_dc: bool = _option(True, "Subtract a recording's constant offset.")
+    remove_dc: bool = _option(True, "Take a constant offset away, by a high-pass at 20 Hz.")
     loudness_lufs: float | None = _option(
         None,
         "Bring every recording to this loudness (ITU-R BS.1770), such as -23; by default levels are left alone.",

@@ -1,18 +1,20 @@
 """What is done to a recording's samples between decoding and mu-law, block by block.
 
 Every function takes and yields blocks of mono float32 samples at the store's rate. Levels within a recording keep their
-relations: it is shifted and scaled as a whole, or not at all.
+relations: it is filtered and scaled as a whole, or not at all.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import scipy.signal
 
 from audio_ct.audio.files import Samples, resample_blocks
 from audio_ct.errors import MissingError
 
-# The offset and the loudness of a recording are those of its first minutes, so that one of any length fits memory.
+HIGH_PASS_HZ = 20.0
+# The loudness of a recording is that of its first minutes, so that one of any length fits memory.
 HEAD_SECONDS = 300.0
 SHORTEST_LOUDNESS_SECONDS = 0.4
 VAD_RATE_HZ = 16_000
@@ -24,39 +26,48 @@ SPEECH_PROBABILITY = 0.5
 QUIET_SECONDS = 0.05
 
 
-def level(
-    blocks: Iterable[Samples], sample_rate_hz: int, *, remove_dc: bool, loudness_lufs: float | None
-) -> Iterator[Samples]:
-    """Take a recording's constant offset away, and bring it to a loudness.
+def remove_offset(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[Samples]:
+    """Take a constant offset away, and what else lies below hearing, by a high-pass at 20 Hz (Butterworth, order 2).
 
-    Offset and loudness are measured over its first five minutes. A gain is kept so small that these stay within full
-    scale.
+    The mean of a recording would do for an offset that is everywhere; where pauses are digital silence and speech has an
+    offset, subtracting it would give the pauses one.
+
+    Args:
+        blocks: Of a recording.
+        sample_rate_hz: Their rate.
+    """
+    sections = scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=sample_rate_hz, output="sos")
+    state = None
+    for block in blocks:
+        if state is None:
+            # As if the first sample had always been there: an offset does not begin with a step.
+            state = scipy.signal.sosfilt_zi(sections) * block[0]
+        filtered, state = scipy.signal.sosfilt(sections, block.astype(np.float64), zi=state)
+        yield filtered.astype(np.float32)
+
+
+def level(blocks: Iterable[Samples], sample_rate_hz: int, loudness_lufs: float) -> Iterator[Samples]:
+    """Bring a recording to a loudness by one gain, as near to it as full scale allows.
+
+    The loudness is that of its first five minutes, which also stay within full scale.
 
     Args:
         blocks: Of the recording.
         sample_rate_hz: Their rate.
-        remove_dc: Subtract the mean.
-        loudness_lufs: Integrated loudness wanted; None leaves it alone.
+        loudness_lufs: Integrated loudness wanted (ITU-R BS.1770).
 
     Raises:
-        MissingError: If loudness is wanted and pyloudnorm is not installed.
+        MissingError: If pyloudnorm is not installed.
     """
-    if not remove_dc and loudness_lufs is None:
-        yield from blocks
-        return
     rest = iter(blocks)
     head: list[Samples] = []
     while sum(map(len, head)) < HEAD_SECONDS * sample_rate_hz and (block := next(rest, None)) is not None:
         head.append(block)
     if not head:
         return
-    waveform = np.concatenate(head)
-    offset = np.float32(waveform.mean(dtype=np.float64)) if remove_dc else np.float32(0)
-    gain = np.float32(1)
-    if loudness_lufs is not None:
-        gain = np.float32(_gain(waveform - offset, sample_rate_hz, loudness_lufs))
+    gain = np.float32(_gain(np.concatenate(head), sample_rate_hz, loudness_lufs))
     for block in (*head, *rest):
-        yield (block - offset) * gain
+        yield block * gain
 
 
 def _gain(waveform: Samples, sample_rate_hz: int, loudness_lufs: float) -> float:

@@ -25,27 +25,37 @@ def noise(seconds: float, level: float = 0.1, seed: int = 0) -> np.ndarray:
     return level * np.random.default_rng(seed).standard_normal(round(seconds * RATE_HZ))
 
 
-def test_an_offset_is_taken_away_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    waveform = noise(3.0) * np.linspace(0.1, 1, 3 * RATE_HZ)
-    found = joined(processing.level(blocks(waveform + 0.2), RATE_HZ, remove_dc=True, loudness_lufs=None))
-    np.testing.assert_allclose(found, waveform - waveform.mean(), atol=1e-6)
-    monkeypatch.setattr(processing, "HEAD_SECONDS", 0.5)
-    found = joined(processing.level(blocks(waveform + 0.2), RATE_HZ, remove_dc=True, loudness_lufs=None))
-    assert np.ptp(found - waveform) < 1e-6, "one offset for all of a recording"
+def test_an_offset_is_taken_away_and_speech_is_not() -> None:
+    time = np.arange(3 * RATE_HZ) / RATE_HZ
+    tone = 0.2 * np.sin(2 * np.pi * 80 * time) * np.linspace(0.1, 1, len(time))
+    found = joined(processing.remove_offset(blocks(tone + 0.2), RATE_HZ))
+    assert abs(found.mean()) < 1e-3
+    assert np.abs(found[:100] - tone[:100]).max() < 0.01, "no step at the beginning"
+    # 80 Hz keep their level; their phase turns a little.
+    for part in (slice(0, RATE_HZ), slice(2 * RATE_HZ, 3 * RATE_HZ)):
+        assert 0.98 < found[part].std() / tone[part].std() < 1.02
+    whole = joined(processing.remove_offset([(tone + 0.2).astype(np.float32)], RATE_HZ))
+    np.testing.assert_allclose(found, whole, atol=1e-7)
+
+
+def test_pauses_of_digital_silence_stay_silent_beside_speech_with_an_offset() -> None:
+    waveform = np.concatenate([noise(1.0) + 0.1, np.zeros(2 * RATE_HZ), noise(1.0) + 0.1])
+    found = joined(processing.remove_offset(blocks(waveform), RATE_HZ))
+    assert np.abs(found[round(1.5 * RATE_HZ) : 3 * RATE_HZ]).max() < 1e-6
 
 
 @pytest.mark.parametrize("seconds", [0.2, 3.0])
 def test_loudness_is_brought_to_a_value_and_relations_survive(seconds: float) -> None:
     pyloudnorm = pytest.importorskip("pyloudnorm")
     waveform = noise(seconds, 0.01)
-    found = joined(processing.level(blocks(waveform), RATE_HZ, remove_dc=False, loudness_lufs=-23.0))
+    found = joined(processing.level(blocks(waveform), RATE_HZ, -23.0))
     if seconds > 1:
         assert pyloudnorm.Meter(RATE_HZ).integrated_loudness(found) == pytest.approx(-23, abs=0.1)
     gain = found / waveform
     assert np.ptp(gain) < 1e-3 * gain.mean()
-    loud = joined(processing.level(blocks(noise(seconds, 0.2)), RATE_HZ, remove_dc=False, loudness_lufs=-1.0))
+    loud = joined(processing.level(blocks(noise(seconds, 0.2)), RATE_HZ, -1.0))
     assert np.abs(loud).max() <= 1 + 1e-6
-    silent = joined(processing.level(blocks(np.zeros(3000)), RATE_HZ, remove_dc=True, loudness_lufs=-23.0))
+    silent = joined(processing.level(blocks(np.zeros(3000)), RATE_HZ, -23.0))
     assert not silent.any()
 
 
