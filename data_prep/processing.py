@@ -29,8 +29,8 @@ QUIET_SECONDS = 0.05
 def remove_offset(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[Samples]:
     """Take a constant offset away, and what else lies below hearing, by a high-pass at 20 Hz (Butterworth, order 2).
 
-    The mean of a recording would do for an offset that is everywhere; where pauses are digital silence and speech has an
-    offset, subtracting it would give the pauses one.
+    The mean of a recording would do for an offset that is everywhere; where pauses are digital silence and speech has
+    an offset, subtracting it would give the pauses one.
 
     Args:
         blocks: Of a recording.

@@ -70,16 +70,16 @@ class Recordings(Sequence[Recording]):
 
     @classmethod
     def from_jsonl(cls, content: bytes, num_recordings: int) -> Self:
-        """Read a table as it is stored: a JSON object with all fields of `Recording`, and no others, in each line.
+        """Read a table as it is stored: in each line an object with the fields of `Recording` and no others, name first.
 
         Raises:
             ValueError: If it is anything else, or has another number of lines.
         """
         # Pyarrow dies of a segmentation fault where a block of lines begins with null, and takes a field that is
-        # missing for null, which is right for "text" alone.
-        if content[:1] != b"{" or content.count(b"\n{") != num_recordings - 1:
-            raise ValueError(f"not {num_recordings} lines that begin with a brace")
-        if content.count(b'"text":') != num_recordings:
+        # missing for null, which only a text may be.
+        if not content.startswith(b'{"name"') or content.count(b'}\n{"name"') != num_recordings - 1:
+            raise ValueError(f"not {num_recordings} lines of objects")
+        if content.count(b', "text": ') != num_recordings:
             raise ValueError("a line without text, or with several")
         try:
             table = pyarrow.json.read_json(
