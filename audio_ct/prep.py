@@ -151,5 +151,6 @@ def _print(out: str, summary: dict[str, Any]) -> None:
     """Print a summary, and where to look."""
     print(json.dumps(summary, indent=1))
     print(f"token store: {out}   what is in it: audio-ct corpus {out}")
-    if (report := Path(out, "report.html")).is_file():
-        print(f"report: {report}")
+    reports = [path for name in ("report.html", "report.json") if (path := Path(out, name)).is_file()]
+    if reports:
+        print(f"report: {reports[0]}")

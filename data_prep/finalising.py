@@ -39,6 +39,11 @@ def finalise(builder: TokenStoreBuilder, shards: Sequence[Shard], report: Report
     for group in duplicates.across_splits():
         for copy in group.left_out:
             left_out[copy] = group.kept
+    if left_out:
+        report.note(
+            f"{len(left_out)} recordings are the same as one of a more held-out split (train, validation, test) and were "
+            "left out; rejects.jsonl names them."
+        )
     for shard, digest, record in _records(builder.storage, shards):
         kept = [encoded for encoded in record if encoded.name not in left_out]
         for encoded in record:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from audio_ct.audio.files import Samples
+from audio_ct.audio.spectrum_end import decibels, power_of_bands, spectrum_end_hz
 
 # Frames overlap by half. Shorter ones would hear single periods of a voice, and differ with where they begin.
 HOP_SECONDS = 0.02
@@ -19,18 +20,11 @@ LOWEST_LEVEL_DBFS = -100
 LOUD_QUANTILE = 0.95
 SILENT_BELOW_LOUD_DB = 35
 
-BAND_HZ = 250.0
 MAXIMUM_BANDS = 96
 # A letter for each step of a level below the strongest one.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 STEP_DB = 1.25
 
-# What lies so far below the strongest band is nothing: rounding, dither, a codec's remains.
-NOTHING_DB = 75.0
-BANDS_BELOW_DROP = 3
-BANDS_OF_DROP = 2
-# Below it the gaps between a vowel's formants are as steep as a filter.
-LOWEST_END_HZ = 3000.0
 # Single vowels drop by up to 22 dB where nothing was filtered.
 SHARP_DROP_DB = 25.0
 
@@ -123,7 +117,7 @@ class Meter:
         # An offset is no sound, and its bin's neighbour hears it too.
         power = np.where(frequencies_hz < 2 * self._rate_hz / len(self._window), 0.0, self._power)
         cumulative = np.cumsum(power)
-        level_db = _levels_db(_bands(power, frequencies_hz))
+        level_db = decibels(power_of_bands(power, frequencies_hz))
         count = max(self._num_samples, 1)
         return Measures(
             seconds=self._num_samples / self._rate_hz,
@@ -200,43 +194,6 @@ def spectrum_db(letters: str) -> Array:
 def places_of(letters: Array) -> Array:
     """Values from 0 to 63 of letters given as bytes, in their shape."""
     return _PLACES[letters]
-
-
-def spectrum_end_hz(level_db: Array, drop_db: float) -> float | None:
-    """Find where a spectrum ends, as that of an upsampled recording or of a codec's low-pass does.
-
-    That is a sharp drop, to a level that no band above exceeds. A noise floor is no drop, and may lie above one.
-
-    Args:
-        level_db: Levels of bands of 250 Hz from 0 up, [bands].
-        drop_db: Smallest drop that counts, within two bands.
-
-    Returns:
-        The middle of the largest drop, or None if there is none.
-    """
-    power = 10 ** (level_db / 10)
-    level_db = 10 * np.log10(power + max(power.max(initial=0.0), 1e-20) * 10 ** (-NOTHING_DB / 10))
-    first = round(LOWEST_END_HZ / BAND_HZ)
-    places = np.arange(first, len(level_db) - BANDS_OF_DROP)
-    if not len(places):
-        return None
-    below = np.convolve(level_db, np.full(BANDS_BELOW_DROP, 1 / BANDS_BELOW_DROP), "valid")[places - BANDS_BELOW_DROP]
-    highest_from = np.maximum.accumulate(level_db[::-1])[::-1]
-    drops = below - highest_from[places + BANDS_OF_DROP]
-    largest = int(drops.argmax())
-    if drops[largest] < drop_db:
-        return None
-    return float((places[largest] + BANDS_OF_DROP / 2) * BAND_HZ)
-
-
-def _bands(power: Array, frequencies_hz: Array) -> Array:
-    """Mean power of the bins in each band of 250 Hz."""
-    places = (frequencies_hz // BAND_HZ).astype(int)
-    return np.asarray(np.bincount(places, power) / np.bincount(places))
-
-
-def _levels_db(power: Array) -> Array:
-    return 10 * np.log10(np.maximum(power / max(power.max(), 1e-20), 1e-20))
 
 
 def _letters(values: Array | Sequence[float]) -> str:

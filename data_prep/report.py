@@ -17,9 +17,10 @@ import soundfile
 import soxr
 
 from audio_ct import html
+from audio_ct.audio.spectrum_end import decibels, spectrum_end_hz
 from data_prep.corpus import SPLITS, Corpus, Encoded, Reject
 from data_prep.duplicates import Duplicates
-from data_prep.measures import LETTERS, MAXIMUM_BANDS, spectrum_db, spectrum_end_hz
+from data_prep.measures import LETTERS, MAXIMUM_BANDS, spectrum_db
 from data_prep.options import PrepOptions
 from data_prep.report_figure import draw
 from data_prep.report_warnings import FULL_BAND, warnings_of
@@ -327,8 +328,7 @@ def _ends_hz(spectra: Array) -> Array:
     for index, power in enumerate(spectra):
         heard = np.flatnonzero(power)
         if len(heard):
-            level_db = 10 * np.log10(np.maximum(power[: heard[-1] + 1], 1e-20))
-            ends[index] = spectrum_end_hz(level_db, DROP_OF_A_GROUP_DB) or np.inf
+            ends[index] = spectrum_end_hz(decibels(power[: heard[-1] + 1]), DROP_OF_A_GROUP_DB) or np.inf
     return ends
 
 

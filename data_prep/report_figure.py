@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from audio_ct.audio.spectrum_end import BAND_HZ
 from audio_ct.html import duration
-from data_prep.measures import BAND_HZ, MAXIMUM_BANDS
+from data_prep.measures import MAXIMUM_BANDS
 
 COLOUR = "#2f6db3"
 SOFT = "#a9c3e2"
@@ -33,7 +34,7 @@ def draw(content: Mapping[str, Any], table: Mapping[str, Array], spectra: Array)
         table: Columns of figures of the recordings.
         spectra: Long-term power of the groups, [groups, bands].
     """
-    figure = Figure(figsize=(15, 7), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
+    figure = Figure(figsize=(12.5, 6.4), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
     (seconds, level, ends, spectrum), (speakers, splits, rates, rejects) = figure.subplots(2, 4)
     half_khz = content["sample_rate_hz"] / 2000
     unit, unit_seconds = ("hours", 3600) if content["audio_seconds"] >= 7200 else ("minutes", 60)

@@ -129,7 +129,7 @@ def test_a_fast_engine_through_the_command(
 
 def test_the_first_run(shell: Shell, recordings_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "stores/mine"
-    status, out, _ = shell("prep", "folder", recordings_folder, "--out", store, "--jobs", 1)
+    status, out, _ = shell("prep", "folder", recordings_folder, "--out", store, "--jobs", 1, "--split-by", "recording")
     assert status == 0
     assert "token store:" in out
     status, out, _ = shell("corpus", store, "--verify")

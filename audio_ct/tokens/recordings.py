@@ -70,7 +70,7 @@ class Recordings(Sequence[Recording]):
 
     @classmethod
     def from_jsonl(cls, content: bytes, num_recordings: int) -> Self:
-        """Read a table as it is stored: in each line an object with the fields of `Recording` and no others, name first.
+        """Read a table as it is stored: a line for each object, with the fields of `Recording` alone, the name first.
 
         Raises:
             ValueError: If it is anything else, or has another number of lines.

@@ -139,10 +139,10 @@ def bucket(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://127.0.0.1:{port}"})
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
-    files.mkdir("bucket")
+    files.mkdir("recordings")
     for path in corpus.iterdir():
-        files.put_file(str(path), f"bucket/corpus/{path.name}")
-    yield "s3://bucket"
+        files.put_file(str(path), f"recordings/corpus/{path.name}")
+    yield "s3://recordings"
     s3fs.S3FileSystem.clear_instance_cache()
     running.stop()
 
@@ -153,7 +153,7 @@ def test_object_storage_gives_the_bytes_of_a_folder(corpus: Path, bucket: str, t
     prepare(CORPUS, corpus, tmp_path / "here", options=PrepOptions(**OPTIONS))
     prepare(CORPUS, f"{bucket}/corpus", f"{bucket}/stores/there", options=PrepOptions(**OPTIONS))
     files = s3fs.S3FileSystem()
-    found = {name.rpartition("/")[2]: files.cat_file(name) for name in files.find("bucket/stores/there")}
+    found = {name.rpartition("/")[2]: files.cat_file(name) for name in files.find("recordings/stores/there")}
     assert found == content(tmp_path / "here")
     there, here = TokenStore.open(f"{bucket}/stores/there"), TokenStore.open(tmp_path / "here")
     assert there.digest == here.digest

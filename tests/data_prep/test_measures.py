@@ -10,7 +10,8 @@ import pytest
 import soundfile
 import soxr
 
-from data_prep.measures import BAND_HZ, LETTERS, MAXIMUM_BANDS, Measures, Meter, places_of, spectrum_db, spectrum_end_hz
+from audio_ct.audio.spectrum_end import BAND_HZ, spectrum_end_hz
+from data_prep.measures import LETTERS, MAXIMUM_BANDS, Measures, Meter, places_of, spectrum_db
 
 RATE_HZ = 24_000
 

@@ -199,7 +199,7 @@ def wait_for(condition: Any) -> None:
     assert condition()
 
 
-@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2), (signal.SIGKILL, 2)])
+@pytest.mark.parametrize(("number", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
 def test_stopped_and_run_again_gives_the_unbroken_bytes(
     corpus: Path, tmp_path: Path, number: int, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +275,7 @@ def test_a_recording_in_two_splits_is_kept_in_the_one_that_is_held_out(corpus: P
             assert not np.array_equal(after.tokens(split, recording), tokens)
     assert {r.name for r in learned} <= {r.name for r in after.recordings("train")}
     assert summary["rejects"]["duplicate"] >= 30
-    assert any("in more than one split" in warning or "identical" in warning for warning in summary["warnings"])
+    assert any("more held-out split" in warning for warning in summary["warnings"])
 
 
 def test_a_file_of_several_recordings_is_cut_into_pieces(tmp_path: Path) -> None:
