@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from audio_ct import html
-from audio_ct.audio.spectrum_end import decibels, spectrum_end_hz
+from audio_ct.audio.spectrum_end import BAND_HZ, decibels, spectrum_end_hz
 from data_prep.corpus import SPLITS, Corpus, Encoded, Reject
 from data_prep.duplicates import Duplicates
 from data_prep.measures import LETTERS, MAXIMUM_BANDS, spectrum_db
@@ -146,7 +146,10 @@ class Report:
         table = {name: np.ascontiguousarray(rows[name]) for name in COLUMNS.names or ()}
         table["seconds"] = table["length"] / self._rate_hz
         spectra = self._spectra[: min(len(self._groups), MAXIMUM_GROUPS)]
-        table["end_hz"] = np.minimum(table["bandwidth_hz"], _ends_hz(spectra)[_rows(table["group"])])
+        # Of rates of 96 kHz and the like nobody wants to know more.
+        highest_hz = max(MAXIMUM_BANDS * BAND_HZ, self._rate_hz / 2)
+        ends_hz = np.minimum(_ends_hz(spectra), highest_hz)
+        table["end_hz"] = np.minimum(table["bandwidth_hz"], ends_hz[_rows(table["group"])])
         content = self._content(table)
         content["warnings"] = self._notes + warnings_of(content, self._options)
         figure = draw(content, table, spectra)
@@ -242,9 +245,8 @@ class Report:
 
     def _narrow(self, table: dict[str, Array]) -> dict[str, Any]:
         """How much of the audio has less band than the store, for its rate or by a filter, and to where."""
-        full_hz = FULL_BAND * self._rate_hz / 2
-        by_rate = table["sample_rate_hz"] / 2 < full_hz
-        by_filter = (table["end_hz"] < full_hz) & ~by_rate
+        by_rate = table["sample_rate_hz"] < self._rate_hz
+        by_filter = table["end_hz"] < FULL_BAND * np.minimum(table["sample_rate_hz"], self._rate_hz) / 2
         rates, of_rate = np.unique(table["sample_rate_hz"][by_rate], return_inverse=True)
         seconds_of_rate = np.bincount(of_rate, table["seconds"][by_rate])
         return {

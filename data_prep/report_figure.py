@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 
 from audio_ct.audio.spectrum_end import BAND_HZ
 from audio_ct.html import duration
-from data_prep.measures import MAXIMUM_BANDS
 
 COLOUR = "#2f6db3"
 SOFT = "#a9c3e2"
@@ -50,7 +49,7 @@ def draw(content: Mapping[str, Any], table: Mapping[str, Array], spectra: Array)
     lowest_dbfs = max(LOWEST_LEVEL_DBFS, 10 * np.floor(content["level_dbfs"]["minimum"] / 10))
     _histogram(level, table["level_dbfs"], np.linspace(lowest_dbfs, 0, 41))
     level.set(title="Level (dBFS, RMS)", ylabel="recordings")
-    widest_khz = max(half_khz, min(content["end_hz"]["maximum"] / 1000, MAXIMUM_BANDS * BAND_HZ / 1000))
+    widest_khz = max(half_khz, content["end_hz"]["maximum"] / 1000)
     edges_khz = np.linspace(0, 1.02 * widest_khz, 41)
     _histogram(ends, table["end_hz"] / 1000, edges_khz, table["seconds"] / unit_seconds)
     ends.axvline(half_khz, color=MARK, linestyle="--")

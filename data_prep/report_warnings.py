@@ -55,10 +55,14 @@ def _filtered(content: Content, options: PrepOptions) -> Iterator[str]:
     seconds, end_hz = narrow["by_filter_seconds"], narrow["end_hz"]
     if seconds < LEAST_SHARE * total:
         return
-    rate_hz = next(rate for rate in (*USUAL_RATES_HZ, content["sample_rate_hz"]) if rate / 2 >= end_hz)
+    fits_hz = next(rate for rate in (*USUAL_RATES_HZ, content["sample_rate_hz"]) if rate / 2 >= end_hz)
+    if fits_hz > FULL_BAND * content["sample_rate_hz"]:
+        remedy = "leave them out if you want the top of the band"
+    else:
+        remedy = _remedy(seconds / total, fits_hz)
     yield (
         f"{_part(seconds, total)} have the rate but not the band: their spectrum ends near {end_hz / 1000:.1f} kHz, so "
-        f"they were upsampled or filtered ({_named(narrow)}); {_remedy(seconds / total, rate_hz)}."
+        f"they were upsampled or filtered ({_named(narrow)}); {remedy}."
     )
 
 
