@@ -41,8 +41,8 @@ def finalise(builder: TokenStoreBuilder, shards: Sequence[Shard], report: Report
             left_out[copy] = group.kept
     if left_out:
         report.note(
-            f"{len(left_out)} recordings are the same as one of a more held-out split (train, validation, test) and were "
-            "left out; rejects.jsonl names them."
+            f"{len(left_out)} recordings are the same as one of a more held-out split (train, validation, test) and "
+            "were left out; rejects.jsonl names them."
         )
     for shard, digest, record in _records(builder.storage, shards):
         kept = [encoded for encoded in record if encoded.name not in left_out]

@@ -336,10 +336,12 @@ def test_recordings_to_prepare_are_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_preparation_is_measured_per_core(command: Run) -> None:
-    result = command(prep.main, "--minutes", 0.1, "--jobs", 1, "--repeats", 1)
+    form = "48 kHz FLAC, 12 s"
+    result = command(prep.main, "--minutes", 0.1, "--jobs", 1, "--repeats", 1, "--forms", form)
     prepared, *alone = result["preparation"]["rows"]
     assert prepared["audio_seconds"] == 36
-    assert prepared["times_real_time_per_core"] == pytest.approx(36 / prepared["wall_seconds"])
+    assert prepared["times_real_time"] == pytest.approx(36 / prepared["wall_seconds"])
+    assert prepared["times_real_time_per_core"] > 1
     assert [row["name"] for row in alone] == ["decoding alone", "decoding and resampling alone"]
     (bar,) = result["bars"]
     assert bar["value"] == prepared["times_real_time_per_core"]
