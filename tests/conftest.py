@@ -120,7 +120,9 @@ def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
     from data_prep.skeleton import prepare
 
     out = tmp_path_factory.mktemp("stores") / "tiny"
-    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, licence="CC0", jobs=1)
+    options = PrepOptions(
+        split_by="recording", validation_fraction=0.2, test_fraction=0.2, seed=1, licence="CC0", jobs=1
+    )
     prepare(CORPUS, recordings_folder, out, options=options)
     return out
 
