@@ -44,7 +44,7 @@ def store_path(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory
         (folder / path.parent.name).mkdir(exist_ok=True)
         soundfile.write(folder / path.parent.name / path.name, waveform, rate_hz)
     out = tmp_path_factory.mktemp("stores") / "short"
-    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, seed=1, jobs=1)
+    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, seed=2, jobs=1)
     prepare(CORPUS, folder, out, options=options)
     return out
 
