@@ -77,10 +77,10 @@ def _speech_like(random: np.random.Generator, num_samples: int, rate_hz: int) ->
 
 
 def _core_seconds() -> float:
-    """Time that cores have spent for this process and for those that it started and that still run."""
+    """Time that cores have spent for this process and for all that it started, whether they still run or not."""
     me = psutil.Process()
     times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return float(sum(each.user + each.system for each in times))
+    return float(sum(each.user + each.system + each.children_user + each.children_system for each in times))
 
 
 class Preparation:

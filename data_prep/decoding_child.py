@@ -8,11 +8,11 @@ import json
 import resource
 import struct
 import sys
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from audio_ct.audio.files import AudioReader, RejectedAudioError, Samples, resample_blocks
 from audio_ct.errors import MissingError
+from data_prep.corpus import plain
 from data_prep.measures import Meter
 
 HEADER = struct.Struct("<cI")
@@ -51,7 +51,7 @@ def answer(request: dict[str, Any], out: BinaryIO) -> None:
             blocks = map(heard, reader.blocks(spans=[tuple(span) for span in request["spans"]]))
             for block in resample_blocks(blocks, reader.sample_rate_hz, request["sample_rate_hz"]):
                 send(BLOCK, block.tobytes())
-            end = {"measures": asdict(meter.result()), "truncated": reader.truncated}
+            end = {"measures": plain(meter.result()), "truncated": reader.truncated}
         send(END, json.dumps(end).encode())
     except RejectedAudioError as error:
         send(REJECT, json.dumps({"reason": error.reason, "detail": str(error)}).encode())

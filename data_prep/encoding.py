@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -24,7 +24,7 @@ from audio_ct.tokens.codec import MuLawCodec
 from audio_ct.tokens.store import token_dtype
 from audio_ct.tokens.store_builder import WORK
 from data_prep import processing
-from data_prep.corpus import Candidate, Encoded, Reject
+from data_prep.corpus import Candidate, Encoded, Reject, plain
 from data_prep.decoding import Decoder
 from data_prep.options import PrepOptions
 from data_prep.plan import Shard
@@ -101,8 +101,8 @@ def encode_shard(
             "key": shard.key,
             "sha256": tokens.digest.hexdigest(),
             "num_tokens": sum(each.length for each in encoded),
-            "recordings": [asdict(each) for each in encoded],
-            "rejects": [asdict(reject) for reject in rejects],
+            "recordings": [plain(each) | {"measures": plain(each.measures)} for each in encoded],
+            "rejects": [plain(reject) for reject in rejects],
             "rejected": rejected,
         }
         if encoded:

@@ -4,14 +4,13 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from audio_ct.errors import InputError
 from audio_ct.storage import Storage
 from audio_ct.tokens.store_builder import WORK
-from data_prep.corpus import Candidate, Gathered, Reject
+from data_prep.corpus import Candidate, Gathered, Reject, plain
 
 FILE = f"{WORK}/inventory.jsonl"
 
@@ -82,8 +81,8 @@ def _read(lines: Iterator[str], wanted: dict[str, Any]) -> Gathered:
 def _written(wanted: dict[str, Any], gathered: Gathered) -> Iterator[str]:
     yield json.dumps(wanted)
     for candidate in gathered.candidates:
-        yield json.dumps(["candidate", asdict(candidate)])
+        yield json.dumps(["candidate", plain(candidate)])
     for reject in gathered.rejects:
-        yield json.dumps(["reject", asdict(reject)])
+        yield json.dumps(["reject", plain(reject)])
     for note in gathered.notes:
         yield json.dumps(["note", note])

@@ -7,10 +7,10 @@ bytes however it is prepared.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from audio_ct.errors import InputError
-from data_prep.corpus import SPLITS, Candidate
+from data_prep.corpus import SPLITS, Candidate, plain
 from data_prep.options import PrepOptions
 
 # A shard takes at most this much of the sources (64 MiB of FLAC are some 100 million tokens), and small corpora are cut
@@ -124,7 +124,7 @@ def plan_shards(candidates: Sequence[Candidate], options: PrepOptions) -> list[S
     for split in SPLITS:
         of_split = (candidate for candidate, its in zip(candidates, splits, strict=True) if its == split)
         for number, group in enumerate(_groups(of_split, shard_bytes)):
-            content = json.dumps([preparation, split, [asdict(candidate) for candidate in group]])
+            content = json.dumps([preparation, split, [plain(candidate) for candidate in group]])
             key = hashlib.sha256(content.encode()).hexdigest()
             shards.append(Shard(f"{split}-{number:05d}.bin", split, tuple(group), key))
     return shards

@@ -4,10 +4,12 @@ Every function takes and yields blocks of mono float32 samples at the store's ra
 relations: it is filtered and scaled as a whole, or not at all.
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import scipy.signal
 
 from audio_ct.audio.files import Samples, resample_blocks
@@ -36,14 +38,21 @@ def remove_offset(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[Sa
         blocks: Of a recording.
         sample_rate_hz: Their rate.
     """
-    sections = scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=sample_rate_hz, output="sos")
+    sections, settled = _high_pass(sample_rate_hz)
     state = None
     for block in blocks:
         if state is None:
             # As if the first sample had always been there: an offset does not begin with a step.
-            state = scipy.signal.sosfilt_zi(sections) * block[0]
+            state = settled * block[0]
         filtered, state = scipy.signal.sosfilt(sections, block.astype(np.float64), zi=state)
         yield filtered.astype(np.float32)
+
+
+@functools.cache
+def _high_pass(sample_rate_hz: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The filter's sections, and their state after a long time of ones."""
+    sections = scipy.signal.butter(2, HIGH_PASS_HZ, "highpass", fs=sample_rate_hz, output="sos")
+    return sections, scipy.signal.sosfilt_zi(sections)
 
 
 def level(blocks: Iterable[Samples], sample_rate_hz: int, loudness_lufs: float) -> Iterator[Samples]:

@@ -70,6 +70,7 @@ class AudioReader:
         self.truncated: str | None = None
         self._channel = channel
         self._keep_truncated = keep_truncated
+        self._loudest = 0.0
         with contextlib.ExitStack() as stack:
             self._file = _open(path, stack)
             self.sample_rate_hz = int(self._file.samplerate)
@@ -104,7 +105,7 @@ class AudioReader:
         at_most = max(1, min(round(block_seconds * file.samplerate), MAXIMUM_BLOCK_VALUES // file.channels))
         pieces = [(round(start * file.samplerate), round(end * file.samplerate)) for start, end in spans]
         position = num_yielded = 0
-        loudest = loudest_channel = 0.0
+        loudest = 0.0
         for start, end in pieces or [(0, UNKNOWN_FRAMES)]:
             if start - position > at_most and file.format in SEEKING_FORMATS:
                 # soundfile's own method asks whether the file can be sought in, and is told that it cannot.
@@ -115,14 +116,17 @@ class AudioReader:
                 if skipped >= len(block):
                     continue
                 block = block[skipped:]
-                mono = block.mean(axis=1) if self._channel is None else block[:, self._channel].copy()
-                loudest = max(loudest, float(np.abs(mono).max()))
-                loudest_channel = max(loudest_channel, float(np.abs(block).max()))
+                if file.channels == 1:
+                    mono = block[:, 0]
+                    loudest = self._loudest
+                else:
+                    mono = block.mean(axis=1) if self._channel is None else block[:, self._channel].copy()
+                    loudest = max(loudest, _amplitude(mono))
                 num_yielded += len(mono)
                 yield mono
         if not num_yielded:
             raise _rejected(self.path, "empty", "holds no samples")
-        if loudest < CANCELLED * loudest_channel:
+        if self._channel is None and loudest < CANCELLED * self._loudest:
             remedy = f"its {file.channels} channels cancel each other in the mean; choose one, such as channel=0"
             raise _rejected(self.path, "channels cancel", remedy)
         slack = MPEG_SLACK_FRAMES if "MPEG" in file.subtype else 0
@@ -136,10 +140,12 @@ class AudioReader:
             block: Samples = self._file.read(num_frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise _rejected(self.path, "unreadable", f"decoding fails: {error.error_string.strip()}") from error
-        if not np.isfinite(block).all():
+        amplitude = _amplitude(block) if len(block) else 0.0
+        if not np.isfinite(amplitude):
             raise _rejected(self.path, "non-finite", "holds NaN or infinite samples")
-        if len(block) and (amplitude := float(np.abs(block).max())) > MAXIMUM_AMPLITUDE:
+        if amplitude > MAXIMUM_AMPLITUDE:
             raise _rejected(self.path, "amplitude", f"reaches {amplitude:.4g}; full scale is 1.0: scale it down")
+        self._loudest = max(self._loudest, amplitude)
         return block
 
     def _cut(self, detail: str) -> None:
@@ -242,6 +248,11 @@ class AudioWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _amplitude(block: Samples) -> float:
+    """The largest absolute value, or NaN; without the copy that an absolute value takes."""
+    return max(-float(block.min()), float(block.max()))
 
 
 def _open(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> soundfile.SoundFile:
