@@ -75,6 +75,9 @@ class TrainingRecipe(Section):
     """Audio samples, or texts, for the tracker; 0 for none."""
     max_not_finite: Positive = 20
     """Updates in a row whose loss or gradient may be not finite before the run stops."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the moving average of the weights that an update leaves; validation, samples and the checkpoint's
+    weights are then the average's. 0 for none."""
     num_threads: NonNegative = 0
     """CPU threads; 0 leaves torch's choice. A resumed run is bit for bit the same only on as many threads."""
     compile: bool = False

@@ -4,6 +4,7 @@ from torch import nn
 
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.embedding import AmplitudeEmbedding
+from audio_ct.models.frames import Frames
 from audio_ct.models.gated_convolutions import GatedConvolutions
 from audio_ct.models.heads import Head, SkipBody, SoftmaxHead
 from audio_ct.models.linear_prediction import LinearPrediction
@@ -21,13 +22,14 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
 
     WaveNet is gated convolutions whose skips go through WaveNet's head. The Compressive Transformer and Transformer-XL
     are the Compressive Transformer's stage and a layer norm (pre-norm) or nothing (post-norm) before the readout; with
-    a front, gated convolutions stand before it, and the layers' output is one more skip through WaveNet's head.
+    a front, gated convolutions stand before it, and the layers' output is one more skip through WaveNet's head; with
+    frames they stand behind it, and see its output at the rate of samples.
 
     Args:
         settings: a recipe's model section.
         vocabulary_size: number of token values.
     """
-    channels = settings.residual_channels if isinstance(settings, WaveNetSettings) else settings.d_model
+    channels = settings.residual_channels if isinstance(settings, WaveNetSettings) else settings.channels
     embedding = EMBEDDINGS[settings.embedding](vocabulary_size, channels)
     stages: dict[str, Stage] = {}
     body: nn.Module
@@ -37,6 +39,15 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
             channels, skip_channels=hidden_channels, width=settings.width, dilations=settings.dilations
         )
         body = SkipBody(hidden_channels)
+    elif settings.frames is not None:
+        frames, hidden_channels = settings.frames, channels
+        stages["frames"] = Frames(
+            CompressiveTransformer(settings), channels=channels, d_model=settings.d_model, frame_length=frames.samples
+        )
+        stages["convolutions"] = GatedConvolutions(
+            channels, skip_channels=channels, width=FRONT_WIDTH, dilations=frames.dilations
+        )
+        body = SkipBody(channels)
     else:
         hidden_channels = channels
         if settings.front_dilations:

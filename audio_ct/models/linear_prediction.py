@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audio_ct.models.pitch_taps import PitchTaps
 from audio_ct.models.scale import amplitude, amplitude_per_token, scale_place
 from audio_ct.models.settings import LinearPredictionSettings
 from audio_ct.models.stage import State
@@ -206,13 +207,20 @@ class LinearPrediction(nn.Module):
         self.frame_length = settings.frame_length
         num_predictors = len(settings.windows)
         num_features = num_predictors * (2 * NUM_FREQUENCIES + 4) + (num_predictors - 1) * 3
+        self.pitch: PitchTaps | None = None
+        if settings.pitch is not None:
+            self.pitch = PitchTaps(vocabulary_size, settings.pitch, settings.frame_length)
+            num_features += self.pitch.num_features
         self.input = nn.Linear(num_features, channels)
         self.by_distance = None if hidden_channels is None else nn.Linear(hidden_channels, 2 * vocabulary_size - 1)
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> State:
         """A past of silence and no predictions yet."""
         predicted = torch.zeros(batch_size, self.predictor.num_predictors, device=device, dtype=torch.float64)
-        return self.predictor.initial_state(batch_size, device) | {"predicted": predicted}
+        state = self.predictor.initial_state(batch_size, device) | {"predicted": predicted}
+        if self.pitch is not None:
+            state["pitch"] = self.pitch.initial_state(batch_size, device)
+        return state
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], state: State
@@ -222,13 +230,21 @@ class LinearPrediction(nn.Module):
             predicted, expected, new_state = self.predictor(tokens, state)
             last = torch.cat([state["predicted"][:, None], predicted[:, :-1]], dim=1)
             features = self._features(tokens, last, predicted, expected)
+            if self.pitch is not None:
+                pitch, new_state["pitch"] = self.pitch(
+                    *self._amplitudes(tokens, last, predicted, expected), state["pitch"]
+                )
+                features = torch.cat([features, pitch], dim=-1)
         new_state = new_state | {"predicted": predicted[:, -1]}
         return self._embed(features), self._prediction(predicted, expected), new_state
 
     def open_cache(self, state: State, num_samples: int) -> State:
         """Caches of a stretch: the predictor's, and every prediction after the one before the stretch."""
         predicted = F.pad(state["predicted"][:, None], (0, 0, 0, num_samples))
-        return self.predictor.open_cache(state, num_samples) | {"predicted": predicted}
+        caches = self.predictor.open_cache(state, num_samples) | {"predicted": predicted}
+        if self.pitch is not None:
+            caches["pitch"] = self.pitch.open_cache(state["pitch"], num_samples)
+        return caches
 
     def read(
         self, tokens: Int[Tensor, "batch 1"], caches: State, slot: Int[Tensor, " 1"]
@@ -237,15 +253,34 @@ class LinearPrediction(nn.Module):
         predicted, expected = self.predictor.read(tokens, caches, slot)
         caches["predicted"].index_copy_(1, slot + 1, predicted)
         last = caches["predicted"].index_select(1, slot)
-        return self._embed(self._features(tokens, last, predicted, expected)), self._prediction(predicted, expected)
+        features = self._features(tokens, last, predicted, expected)
+        if self.pitch is not None:
+            amplitudes = self._amplitudes(tokens, last, predicted, expected)
+            features = torch.cat([features, self.pitch.read(*amplitudes, caches["pitch"], slot)], dim=-1)
+        return self._embed(features), self._prediction(predicted, expected)
 
     def advance(self, caches: State, offset: int) -> None:
         """Fit the predictors anew after `offset` samples of the stretch, whole frames."""
         self.predictor.advance(caches, offset)
+        if self.pitch is not None:
+            self.pitch.advance(caches["pitch"], offset)
 
     def close_cache(self, caches: State) -> State:
         """The state after a whole stretch."""
-        return self.predictor.close_cache(caches) | {"predicted": caches["predicted"][:, -1].clone()}
+        state = self.predictor.close_cache(caches) | {"predicted": caches["predicted"][:, -1].clone()}
+        if self.pitch is not None:
+            state["pitch"] = self.pitch.close_cache(caches["pitch"])
+        return state
+
+    def _amplitudes(
+        self, tokens: Tensor, last: Tensor, predicted: Tensor, expected: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Samples, what the first predictor left of them, its prediction of the next, and its expected error."""
+        mu = self.vocabulary_size - 1
+        samples = amplitude(tokens, mu)
+        half = mu / 2
+        was, is_to_be = (amplitude(place[..., 0] + half, mu) for place in (last, predicted))
+        return samples, samples - was, is_to_be, expected[..., 0] * amplitude_per_token(is_to_be, mu)
 
     def _prediction(self, predicted: Tensor, expected: Tensor) -> Prediction:
         return Prediction(predicted[..., 0], expected[..., 0], self.by_distance)

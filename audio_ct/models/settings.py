@@ -29,6 +29,30 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class PitchSettings(Section):
+    """A search for the pitch period in the stream's own past; the network is shown what stands a period back."""
+
+    shortest_lag: Positive = 32
+    """Samples; 500 Hz at 16 kHz."""
+    longest_lag: Positive = 270
+    """Samples; 60 Hz at 16 kHz."""
+    window: Annotated[int, Field(gt=1)] = 256
+    """Effective length in samples of the exponential window of the correlation."""
+    taps_before: NonNegative = 4
+    """Samples shown before the place a period back, and ..."""
+    taps_after: NonNegative = 7
+    """... after it."""
+
+    @model_validator(mode="after")
+    def _taps_are_past(self) -> "PitchSettings":
+        if not self.taps_after < self.shortest_lag < self.longest_lag:
+            raise ValueError(
+                f"model.linear_prediction.pitch: taps_after={self.taps_after} < shortest_lag={self.shortest_lag} < "
+                f"longest_lag={self.longest_lag} must hold; what is shown must be past"
+            )
+        return self
+
+
 class LinearPredictionSettings(Section):
     """Backward-adaptive linear predictors that a model starts from."""
 
@@ -42,6 +66,8 @@ class LinearPredictionSettings(Section):
     bandwidth_expansion: Annotated[float, Field(gt=0, le=1)] = 0.985
     """The coefficient of lag k is multiplied by its k-th power, which draws the predictor's poles in. Below 1 a model
     that listens to itself does not follow oscillations that grow; 1 for none."""
+    pitch: PitchSettings | None = None
+    """Features of the samples a pitch period back."""
 
 
 class CompressionSettings(Section):
@@ -137,24 +163,55 @@ class _Front(Section):
     none."""
 
 
+class FramesSettings(Section):
+    """Frames of samples as the entries of a Transformer, and gated convolutions over the samples behind it."""
+
+    samples: Annotated[int, Field(gt=1)] = 16
+    """Of a frame."""
+    channels: Positive
+    """Of a sample: embedding, residuals, gates and skips."""
+    dilations: Annotated[list[Positive], Field(min_length=1)]
+    """One gated convolution of width 2 for each."""
+
+
 class _SegmentsHoldFrames(_Output, TransformerSettings, _Front, _Input):
     """A Transformer between input and output. Bases stand in reverse: fields keep the order of the parts."""
 
+    frames: FramesSettings | None = None
+    """Entries are frames; lengths of segments and memories count them. None: an entry is a sample."""
+
     @model_validator(mode="after")
     def _frames_divide_segment(self) -> "_SegmentsHoldFrames":
-        if self.segment_length % self.frame_length:
+        if self.cut_length % self.frame_length:
             raise ValueError(
                 f"model.linear_prediction.frame_length={self.frame_length} must divide "
-                f"model.segment_length={self.segment_length}; try {math.gcd(16, self.segment_length)}"
+                f"{self.cut_key}={self.cut_length}; try {math.gcd(16, self.cut_length)}"
             )
         return self
 
-    cut_key: ClassVar[str] = "model.segment_length"
+    @model_validator(mode="after")
+    def _one_place_for_convolutions(self) -> "_SegmentsHoldFrames":
+        if self.frames is not None and self.front_dilations:
+            raise ValueError(
+                f"model.front_dilations={self.front_dilations}: with model.frames the convolutions stand behind the "
+                "Transformer; give them as model.frames.dilations"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of a sample."""
+        return self.d_model if self.frames is None else self.frames.channels
+
+    @property
+    def cut_key(self) -> str:
+        """The keys that say `cut_length`."""
+        return "model.segment_length" if self.frames is None else "model.segment_length x model.frames.samples"
 
     @property
     def cut_length(self) -> int:
         """A stream may be cut into windows of whole multiples of so many tokens; `cut_key` is the key that says it."""
-        return self.segment_length
+        return self.segment_length * (1 if self.frames is None else self.frames.samples)
 
 
 class TransformerXLSettings(_SegmentsHoldFrames):

@@ -97,7 +97,7 @@ def train(
                 _save(run, validation_bits)
             # After the checkpoint: one that is due is on disk before sampling can fail.
             if _is_due(training.sample_every_windows, run, since=updated_at):
-                for path in make_samples(recipe, model, run.store, run.step, run_folder / "samples"):
+                for path in make_samples(recipe, run.published, run.store, run.step, run_folder / "samples"):
                     tracker.log_artifact(path, "samples")
         if stop.asked > 0:
             if run.saved_at < run.step:
@@ -119,6 +119,8 @@ def _update(run: Run) -> None:
     # The attribute by which torch's own gradient scaler tells a fused optimizer to do nothing: there it is 1.
     run.optimizer.found_inf = 1 - is_finite.float()  # type: ignore[attr-defined]
     run.optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(run.model)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.checks.add(run.step, is_finite)
@@ -174,7 +176,7 @@ def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
 
 
 def _validate(run: Run, tracker: Tracker, validate: Validate) -> float | None:
-    metrics = validate(run.recipe, run.model, run.store)
+    metrics = validate(run.recipe, run.published, run.store)
     tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
     bits = metrics["validation_bits_per_sample"]
     logger.info("step %d: validation %.4f bits per %s", run.step, bits, run.store.codec.unit)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from audio_ct.storage import is_remote
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
+from audio_ct.training.averaging import averaged
 from audio_ct.training.optimizer import FiniteChecks, make_optimizer
 from audio_ct.training.tracking import Tracker
 
@@ -124,6 +126,7 @@ class Run:
     """A run in the middle of its training.
 
     Attributes:
+        average: of the weights, where the recipe wants one.
         step: windows trained so far.
         saved_at: the step of the newest checkpoint; -1 before the first.
     """
@@ -137,8 +140,17 @@ class Run:
     lanes: Lanes
     figures: Figures = field(default_factory=Figures)
     checks: FiniteChecks = field(default_factory=FiniteChecks)
+    average: AveragedModel | None = None
     step: int = 0
     saved_at: int = -1
+
+    @property
+    def published(self) -> TokenModel:
+        """The model that is validated, sampled from and published: the average where there is one."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.module, TokenModel)
+        return self.average.module
 
     @property
     def is_done(self) -> bool:
@@ -203,6 +215,7 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "float16"),
         lanes=Lanes(streams, initial_state, initial_state, device),
         figures=Figures(learning_rate=recipe.optimizer.learning_rate),
+        average=averaged(model, training.average_decay) if training.average_decay else None,
     )
     if loaded is not None:
         _restore(run, loaded)
@@ -237,11 +250,16 @@ def save(run: Run, validation_bits: float | None = None) -> None:
     random = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state()
+    averaging: State = {}
+    if run.average is not None:
+        # The weights that training goes on from; those of the checkpoint are the average. Dots would nest.
+        own = {name.replace(".", "/"): tensor for name, tensor in run.model.state_dict().items()}
+        averaging = {"own_weights": own, "num_averaged": run.average.n_averaged}
     is_measured = validation_bits is not None and math.isfinite(validation_bits)
     path = checkpoint.save(
         run.folder / "checkpoints",
         step=run.step,
-        weights=run.model.state_dict(),
+        weights=run.published.state_dict(),
         state=run.lanes.state,
         training={
             # Learning rate and weight decay of the parameter groups are the recipe's.
@@ -249,6 +267,7 @@ def save(run: Run, validation_bits: float | None = None) -> None:
             "scaler": {name: _tensor(value) for name, value in run.scaler.state_dict().items()},
             "random": random,
             "figures": run.figures.to_tensors(),
+            **averaging,
         },
         recipe=run.recipe.to_yaml(),
         manifest={
@@ -316,7 +335,11 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
     assert loaded.state is not None
     training, lanes = loaded.training, run.lanes
     try:
-        run.model.load_state_dict(loaded.weights)
+        run.published.load_state_dict(loaded.weights)
+        if run.average is not None:
+            run.average.n_averaged.copy_(training["num_averaged"])
+            own = {name.replace("/", "."): tensor for name, tensor in training["own_weights"].items()}
+            run.model.load_state_dict(own)
         entries = {int(index): dict(values) for index, values in training.get("optimizer", {}).items()}
         groups = run.optimizer.state_dict()["param_groups"]
         run.optimizer.load_state_dict({"state": entries, "param_groups": groups})

@@ -41,8 +41,11 @@ def wavenet(**changes: Any) -> TokenModel:
 
 
 front = {"front_dilations": [1, 2, 4]}
+frames = {"segment_length": 2, "memory_length": 2, "frames": {"samples": 2, "channels": 6, "dilations": [1, 2]}}
 predicting = {"linear_prediction": {"order": 3, "windows": [20, 5], "frame_length": 2, "bandwidth_expansion": 1.0}}
 one_predictor = {"linear_prediction": {"order": 3, "windows": [20], "frame_length": 4, "bandwidth_expansion": 0.9}}
+pitch = {"shortest_lag": 4, "longest_lag": 9, "window": 10, "taps_before": 2, "taps_after": 3}
+with_pitch = {"linear_prediction": predicting["linear_prediction"] | {"pitch": pitch}}
 mixture = {"output": "mixture_of_logistics"}
 
 
@@ -76,7 +79,12 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "mixture-linear-prediction": lambda: compressive(**mixture, **predicting),
     "transformer-xl": lambda: transformer_xl(memory_length=7, norm="post", **front),
     "transformer-xl-no-memory": lambda: transformer_xl(memory_length=0, **predicting),
+    "frames": lambda: compressive(**frames),
+    "frames-linear-prediction": lambda: compressive(**frames, **predicting),
+    "frames-pitch": lambda: compressive(**frames, **with_pitch),
+    "frames-transformer-xl": lambda: transformer_xl(**frames, **with_pitch),
     "wavenet-2": lambda: wavenet(),
+    "wavenet-pitch": lambda: wavenet(**with_pitch),
     "wavenet-3-sinusoidal": lambda: wavenet(width=3, embedding="sinusoidal"),
     "wavenet-linear-prediction": lambda: wavenet(**predicting),
     "wavenet-one-linear-prediction": lambda: wavenet(**one_predictor),
