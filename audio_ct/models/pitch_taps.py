@@ -3,9 +3,9 @@
 Voiced speech repeats itself after a period of 2 to 16 ms, which no linear predictor of order 32 spans. Every frame the
 lag is found at which the recent past is most like itself, by normalised correlations over an exponential window: the
 waveform's, which alone would take a formant's period for the pitch's, and that of what linear prediction left of it,
-which alone would drown in rounding noise; their sum is highest at the pitch. The network is shown the samples around
-the place a lag before the next sample, and what linear prediction left there, *before and after* that place: all of it
-is past. Nothing is learned here and nothing is sent.
+which alone would drown in rounding noise; their sum is highest at the pitch and its multiples. The network is shown
+the samples around the place a lag before the next sample, and what linear prediction left there, *before and after*
+that place: all of it is past. Nothing is learned here and nothing is sent.
 
 Source: the adaptive codebook of CELP (Schroeder and Atal 1985) and its open-loop pitch search, found backwards;
 dilation by pitch is QPNet's (Wu et al. 2020, 2007.05663), which is told the pitch.
@@ -24,6 +24,9 @@ from audio_ct.models.stage import State
 
 # Full scale squared, added to mean squares of the waveform and of what prediction left: below it there is no pitch.
 FLOORS = (4e-8, 4e-10)
+# The lag is the shortest peak of so much of the highest likeness: twice the period is as alike. On 24 windows of
+# klettres the lag was 2 or 3 of pyin's periods in 8 % of voiced frames with the highest taken, and is so in 2 %.
+SHARE_OF_BEST = 0.85
 
 
 class PitchTaps(nn.Module):
@@ -133,11 +136,17 @@ class PitchTaps(nn.Module):
         return torch.stack([products, energies], dim=3).transpose(1, 2)
 
     def _lag(self, correlation: Tensor) -> tuple[Tensor, Tensor]:
-        """The lag of most likeness [...], and both likenesses there with the level in bels [..., 3]."""
+        """The lag [...], and both likenesses there with the level in bels [..., 3]."""
         product, energy, own = correlation[..., 0, :-1], correlation[..., 1, :-1], correlation[..., 1, -1:]
         floor = torch.tensor(FLOORS, dtype=own.dtype, device=own.device)[:, None] * self.settings.window
         likeness = product / ((energy + floor) * (own + floor)).sqrt()
-        place = likeness.sum(dim=-2).argmax(dim=-1)
+        both = likeness.sum(dim=-2)
+        best = both.amax(dim=-1, keepdim=True)
+        left, right = both[..., :-2], both[..., 2:]
+        is_peak = F.pad((both[..., 1:-1] >= left) & (both[..., 1:-1] >= right), (1, 1), value=True)
+        chosen = is_peak & (both >= SHARE_OF_BEST * best) | (both == best)
+        # The shortest: lags stand longest first.
+        place = self.num_lags - 1 - chosen.flip(-1).to(torch.uint8).argmax(dim=-1)
         found = likeness.gather(-1, place[..., None, None].expand(*place.shape, 2, 1))[..., 0]
         level = (own[..., 0, :] / self.settings.window + 1e-8).log10() + 3
         return self.longest - place, torch.cat([found, level], dim=-1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_ct.models.pitch_taps import FLOORS, PitchTaps
+from audio_ct.models.pitch_taps import FLOORS, SHARE_OF_BEST, PitchTaps
 from audio_ct.models.settings import PitchSettings
 
 SETTINGS = PitchSettings(shortest_lag=6, longest_lag=24, window=30, taps_before=2, taps_after=5)
@@ -28,10 +28,10 @@ def test_the_lag_is_the_period_of_pulses(period: int) -> None:
     pulses = torch.zeros(1, LENGTH, dtype=torch.float64)
     pulses[:, 3::period] = 0.3
     _, lag = read(pulses, pulses)
-    assert (lag[:, 3 * period :] % period == 0).all()
+    assert (lag[:, 3 * period :] == period).all()
 
 
-def test_the_lag_is_the_most_alike_by_definition() -> None:
+def test_the_lag_is_the_shortest_of_the_most_alike_by_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     signal, left = 0.1 * torch.randn(2, 1, LENGTH, generator=generator, dtype=torch.float64)
     _, lag = read(signal, left)
@@ -45,7 +45,10 @@ def test_the_lag_is_the_most_alike_by_definition() -> None:
                 own, then = ((weight * x[:end].square()).sum() + floor * SETTINGS.window for x in (y, was))
                 score += float((weight * y[:end] * was).sum() / (own * then).sqrt())
             scores.append(score)
-        assert lag[0, end] == SETTINGS.shortest_lag + int(torch.tensor(scores).argmax())
+        inside = range(1, len(scores) - 1)
+        peaks = [0, len(scores) - 1, *(i for i in inside if scores[i] >= max(scores[i - 1], scores[i + 1]))]
+        near = [i for i in (*peaks, scores.index(max(scores))) if scores[i] >= SHARE_OF_BEST * max(scores)]
+        assert lag[0, end] == SETTINGS.shortest_lag + min(near)
 
 
 def test_taps_stand_around_the_place_a_lag_before_the_next_sample() -> None:

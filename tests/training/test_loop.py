@@ -155,6 +155,35 @@ def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path
     assert len(lines[0]) == 3
 
 
+def test_a_run_made_longer_keeps_its_average(store_path: Path, tmp_path: Path) -> None:
+    setting = "training.average_decay=0.9"
+    whole = train(recipe(store_path, COMPRESSIVE, setting), tmp_path / "whole")
+    train(recipe(store_path, COMPRESSIVE, setting, steps=5), tmp_path / "parts")
+    assert_same_checkpoint(whole, train(recipe(store_path, COMPRESSIVE, setting), tmp_path / "parts", resume=True))
+
+
+def test_the_average_is_published_and_follows_the_weights(store_path: Path, tmp_path: Path) -> None:
+    """The oracle: the recursion over the weights of the same run without an average, which are to be the same."""
+    decay, average = 0.2, {}
+    for step in range(1, 5):
+        plain = checkpoint.load(train(recipe(store_path, steps=step), tmp_path / f"plain-{step}")).weights
+        share = min(decay, step / (9 + step))
+        # The first update is taken whole.
+        average = {name: plain[name].lerp(average.get(name, plain[name]), share) for name in plain}
+    averaging = recipe(store_path, COMPRESSIVE, f"training.average_decay={decay}", steps=4)
+    path = train(averaging, tmp_path / "averaging")
+    published = checkpoint.load(path)
+    for name, tensor in average.items():
+        torch.testing.assert_close(published.weights[name], tensor, msg=name)
+    assert published.training is not None
+    for name, tensor in plain.items():
+        assert torch.equal(published.training["own_weights"][name.replace(".", "/")], tensor), name
+    # What was validated is what was published.
+    model = pretrained.load(path, "cpu").model
+    bits = validate(averaging, model, TokenStore.open(store_path))["validation_bits_per_sample"]
+    assert bits == pytest.approx(published.manifest.metrics["validation_bits_per_sample"], abs=1e-6)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_window_with_a_checkpoint_to_go_on_from(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
