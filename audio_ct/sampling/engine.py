@@ -89,7 +89,7 @@ class Sampler:
 
     @torch.no_grad()
     def generate(
-        self, *, num_samples: int, start_token: int, seed: int, prompt: Int[Tensor, " time"] | None = None
+        self, *, num_samples: int, start_token: int, seed: int, prompt: Int[Tensor, "*waveforms time"] | None = None
     ) -> Iterator[Int[Tensor, "num_waveforms time"]]:
         """Yield blocks of new tokens [num_waveforms, up to 2048], without the prompt.
 
@@ -99,7 +99,7 @@ class Sampler:
             num_samples: of each waveform, without the prompt.
             start_token: token that the model reads first, the codec's.
             seed: of the first waveform.
-            prompt: tokens to continue, the same for every waveform.
+            prompt: tokens to continue, [time], the same for every waveform, or [num_waveforms, time].
 
         Raises:
             InputError: if the seed is out of range.
@@ -107,8 +107,10 @@ class Sampler:
         if not 0 <= seed <= MAX_SEED:
             raise InputError(f"seed={seed} must be from 0 to {MAX_SEED}.")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(self._num_waveforms)]
-        past = torch.full((1,), start_token) if prompt is None else torch.cat([torch.tensor([start_token]), prompt])
-        past = past.to(self._device).expand(self._num_waveforms, -1)
+        past = torch.full((self._num_waveforms, 1), start_token)
+        if prompt is not None:
+            past = torch.cat([past, prompt.expand(self._num_waveforms, -1)], dim=1)
+        past = past.to(self._device)
         state = self._model.initial_state(self._num_waveforms, self._device, self._memory)
         if past.shape[1] > 1:
             _, state = consume(self._model, past[:, :-1], state)

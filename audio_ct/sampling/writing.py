@@ -50,7 +50,7 @@ def write_samples(
     num: int,
     num_tokens: int,
     seed: int,
-    prompt: Int[Tensor, " time"] | None = None,
+    prompt: Int[Tensor, "*num time"] | None = None,
     filters: Filters = NO_FILTERS,
     options: EngineOptions = PLAIN,
     file_format: str | None = None,
@@ -72,7 +72,7 @@ def write_samples(
         num: files, made side by side.
         num_tokens: length of each, without the prompt; `Codec.num_tokens` takes it from seconds or bytes.
         seed: of the first file; the next ones take the following numbers.
-        prompt: tokens to continue.
+        prompt: tokens to continue, [time], the same for every file, or [num, time].
         filters: changes to predictions before a token is drawn.
         options: how steps are computed.
         file_format: suffix without its dot; by default the codec's.
@@ -96,8 +96,8 @@ def write_samples(
     with ExitStack() as files:
         writers = [files.enter_context(codec.open_writer(path, overwrite=overwrite)) for path in paths]
         if prompt is not None:
-            for writer in writers:
-                writer.write(prompt)
+            for writer, tokens in zip(writers, prompt.expand(num, -1), strict=True):
+                writer.write(tokens)
         for block in blocks:
             for writer, tokens in zip(writers, block, strict=True):
                 writer.write(tokens)
@@ -112,7 +112,7 @@ def write_samples(
         sidecar = {
             "file": path.name,
             "seed": seed + i,
-            **_lengths(codec, num_tokens, 0 if prompt is None else len(prompt)),
+            **_lengths(codec, num_tokens, 0 if prompt is None else prompt.shape[-1]),
             **asdict(filters),
             "engine": asdict(options),
             "warnings": sample.warnings,

@@ -68,6 +68,13 @@ def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel
         assert got[lane].tolist() == draw_from(predictions[begin : begin + 21], uniforms).tolist()
 
 
+def test_every_waveform_may_have_a_prompt_of_its_own(model: TokenModel) -> None:
+    prompts = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
+    together = made(model, prompt=prompts)
+    for i in range(2):
+        assert torch.equal(made(model, num_waveforms=1, seed=i, prompt=prompts[i])[0], together[i])
+
+
 def test_a_waveform_depends_on_its_seed_alone(model: TokenModel) -> None:
     many = made(model, num_waveforms=5, seed=3)
     assert torch.equal(made(model, num_waveforms=2, seed=3), many[:2])

@@ -98,6 +98,12 @@ def test_a_prompt_stands_before_the_samples(model: TokenModel, tmp_path: Path) -
     assert text.path.read_bytes() == bytes(range(256)) + bytes(text.tokens.tolist())
 
 
+def test_every_file_may_have_a_prompt_of_its_own(model: TokenModel, tmp_path: Path) -> None:
+    prompts = torch.arange(6).view(2, 3) + 65
+    for text, prompt in zip(write(model, tmp_path, BYTES, prompt=prompts, num=2), prompts, strict=True):
+        assert text.path.read_bytes() == bytes([*prompt.tolist(), *text.tokens.tolist()])
+
+
 @both
 def test_an_existing_file_is_refused_and_stays(model: TokenModel, tmp_path: Path, codec: Codec) -> None:
     suffix = codec.default_format
