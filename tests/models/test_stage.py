@@ -1,65 +1,19 @@
-"""States as data, and a stage at a lower rate than the samples, of which the Compressive Transformer knows nothing."""
+"""States as data, and frames of samples, of which the Compressive Transformer knows nothing."""
 
 import pytest
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from audio_ct.models.compressive_transformer import CompressiveTransformer
+from audio_ct.models.frames import Frames
 from audio_ct.models.gated_convolutions import GatedConvolutions
 from audio_ct.models.heads import SkipBody, SoftmaxHead
 from audio_ct.models.settings import CompressiveTransformerSettings
-from audio_ct.models.stage import Stage, StageOutput, State, flatten, map_state, select_lanes, unflatten
+from audio_ct.models.stage import flatten, map_state, select_lanes, unflatten
 from audio_ct.models.token_model import TokenModel
 
 CHANNELS, FRAME, SEGMENT = 8, 3, 4
 LENGTH = 4 * FRAME * SEGMENT
-
-
-class Frames(Stage):
-    """Frames of samples through another stage, and back to the samples of the next frame.
-
-    samples   | 0 1 2 | 3 4 5 | 6 ...
-    inner     |   a   |   b   |
-    added     |       | a a a | b ...
-    """
-
-    steps_by_segments = True
-
-    def __init__(self, inner: Stage) -> None:
-        super().__init__()
-        self.inner = inner
-        self.segment_length, self.period = FRAME * inner.segment_length, FRAME
-        self.down, self.up = nn.Linear(FRAME * CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
-
-    def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
-        last = torch.zeros(batch_size, 1, CHANNELS, device=device, dtype=dtype)
-        return {"inner": self.inner.initial_state(batch_size, device, dtype), "last": last}
-
-    def forward(self, h: Tensor, state: State) -> StageOutput:
-        output = self.inner(self.down(rearrange(h, "b (f s) d -> b f (s d)", s=FRAME)), state["inner"])
-        before = torch.cat([state["last"], output.h[:, :-1]], dim=1)
-        h = h + self.up(before).repeat_interleave(FRAME, dim=1)
-        return StageOutput(h, h, {"inner": output.state, "last": output.h[:, -1:]}, output.auxiliary_losses)
-
-    def open_cache(self, state: State, num_samples: int) -> State:
-        frame = torch.zeros(len(state["last"]), FRAME, CHANNELS, dtype=state["last"].dtype)
-        inner = self.inner.open_cache(state["inner"], num_samples // FRAME)
-        return {"inner": inner, "last": state["last"].clone(), "frame": frame}
-
-    def read(self, h: Tensor, caches: State, slot: Tensor) -> tuple[Tensor, Tensor]:
-        caches["frame"].index_copy_(1, slot % FRAME, h)
-        h = h + self.up(caches["last"])
-        return h, h
-
-    def advance(self, caches: State, offset: int) -> None:
-        frame, slot = self.down(caches["frame"].flatten(1))[:, None], torch.tensor([offset // FRAME - 1])
-        caches["last"].copy_(self.inner.read(frame, caches["inner"], slot)[0])
-
-    def close_cache(self, state: State, caches: State) -> State:
-        self.advance(caches, self.segment_length)
-        inner = self.inner.close_cache(state["inner"], caches["inner"])
-        return {"inner": inner, "last": caches["last"].clone()}
 
 
 def settings(segment_length: int = SEGMENT) -> CompressiveTransformerSettings:
@@ -79,7 +33,7 @@ def settings(segment_length: int = SEGMENT) -> CompressiveTransformerSettings:
 def model() -> TokenModel:
     torch.manual_seed(0)
     stages = {
-        "frames": Frames(CompressiveTransformer(settings())),
+        "frames": Frames(CompressiveTransformer(settings()), channels=CHANNELS, d_model=CHANNELS, frame_length=FRAME),
         "convolutions": GatedConvolutions(CHANNELS, skip_channels=CHANNELS, width=2, dilations=[1, 2]),
     }
     head = SoftmaxHead(SkipBody(CHANNELS), CHANNELS, vocabulary_size=9)
@@ -91,7 +45,7 @@ def stream() -> Tensor:
 
 
 @torch.no_grad()
-def test_a_stage_at_a_lower_rate_is_cut_and_stepped_like_any_other(model: TokenModel) -> None:
+def test_frames_are_cut_and_stepped_like_any_other_stage(model: TokenModel) -> None:
     assert (model.segment_length, model.period) == (FRAME * SEGMENT, FRAME)
     initial = model.initial_state(2, dtype=torch.float64)
     whole = model(stream(), initial)
