@@ -45,7 +45,6 @@ def house(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("audio_ct.evaluation.comparison.NUM_REAL_WINDOWS", 3)
         (folder / "stores").mkdir()
         (folder / "stores/demo").symlink_to(store_path)
         recipe = audio_ct.load_recipe(ROOT / "recipes/demo/wavenet.yaml", [*SHRUNK, "corpus.store=stores/demo"])

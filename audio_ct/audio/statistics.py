@@ -1,4 +1,4 @@
-"""Figures that describe a waveform without a reference, and a distance between sets of waveforms."""
+"""Figures that describe a waveform without a reference."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -7,8 +7,7 @@ import numpy as np
 
 from audio_ct.audio.levels import levels
 from audio_ct.audio.pitch import pitch
-from audio_ct.audio.spectrogram import band_power, power_spectrogram
-from audio_ct.errors import InputError
+from audio_ct.audio.spectrogram import power_spectrogram
 
 Statistics = dict[str, float | None]
 
@@ -27,8 +26,6 @@ STATISTIC_NAMES = (
 )
 
 ROLLOFF_FRACTION = 0.85
-NUM_BANDS = 40
-BAND_FLOOR_DB = -80.0
 
 
 def statistics(waveform: np.ndarray, sample_rate_hz: int) -> Statistics:
@@ -79,28 +76,3 @@ def average(of_waveforms: Iterable[Statistics]) -> Statistics:
     rows = list(of_waveforms)
     known = {name: [value for row in rows if (value := row[name]) is not None] for name in STATISTIC_NAMES}
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}
-
-
-def long_term_spectrum_db(waveforms: Iterable[np.ndarray], sample_rate_hz: int) -> np.ndarray:
-    """Average the power in each of 40 mel bands over all frames of all waveforms, relative to the total power.
-
-    Relative, so that two sets that differ in loudness only have the same spectrum.
-
-    Returns:
-        [40] float64, dB; not below -80, so that an empty band of the real speech doesn't decide a distance.
-
-    Raises:
-        InputError: If the waveforms hold no sound at all.
-    """
-    total = np.zeros(NUM_BANDS)
-    for waveform in waveforms:
-        if waveform.size:
-            total += band_power(waveform.astype(np.float64), sample_rate_hz, NUM_BANDS).sum(axis=1)
-    if not total.sum() > 0:
-        raise InputError("long_term_spectrum_db: waveforms=silent, must hold some sound; leave silent ones out.")
-    return np.asarray(10 * np.log10(np.maximum(total / total.sum(), 10 ** (BAND_FLOOR_DB / 10))))
-
-
-def spectrum_distance_db(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square difference in dB over the bands of two long-term spectra."""
-    return float(np.sqrt(np.mean((a - b) ** 2)))

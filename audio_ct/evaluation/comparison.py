@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import combinations, cycle, islice
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from audio_ct import __version__
-from audio_ct.audio.checks import check
-from audio_ct.audio.statistics import average, long_term_spectrum_db, spectrum_distance_db, statistics
 from audio_ct.device import choose_device
 from audio_ct.durable import make_folder
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import paired_difference
+from audio_ct.evaluation.hearing_table import hearing_table
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, evaluate, summary
 from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import reference_lines
@@ -26,10 +25,6 @@ from audio_ct.provenance import commit
 from audio_ct.record import learning_curve
 from audio_ct.sampling.writing import write_samples
 from audio_ct.tokens.codec import MuLawCodec
-from audio_ct.tokens.store import TokenStore
-
-# Windows of real speech whose statistics stand for the corpus.
-NUM_REAL_WINDOWS = 40
 
 
 def compare(
@@ -81,9 +76,9 @@ def compare(
         raise InputError(f"num={num_waveforms} must be at least 1.")
     make_folder(out)
     opened = models[0].open_store(store)
-    real = _real_speech(opened, codec, split, num_waveforms, num_samples)
     results: list[Likelihood] = []
     entries: list[dict[str, Any]] = []
+    generated: list[tuple[str, np.ndarray]] = []
     for name, model in zip(names, models, strict=True):
         result = evaluate(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
         report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
@@ -91,18 +86,19 @@ def compare(
         waveforms = _generate(model, codec, out / "samples", name, num_waveforms, num_samples, seed)
         seconds_taken = time.perf_counter() - began
         report(f"{name}: {num_waveforms} waveforms of {seconds:g} s in {seconds_taken:.1f} s")
-        sound = _measure(waveforms, [f"seed {seed + i}" for i in range(num_waveforms)], codec.sample_rate_hz)
         results.append(result)
+        generated.append((name, waveforms))
         entries.append(
             {
                 "name": name,
                 **_describe(model, result, summary(result, split, seed)),
                 "sampling_samples_per_second": num_waveforms * num_samples / seconds_taken,
-                "statistics": sound["statistics"],
-                "samples": sound["samples"],
-                "spectrum_distance_db": spectrum_distance_db(sound["spectrum"], real["spectrum"]),
             }
         )
+    hearing = hearing_table(opened, codec, generated, split=split, seed=seed, report=report)
+    real, *heard = (row for row in hearing["rows"] if row["kind"] != "line")
+    for entry, row in zip(entries, heard, strict=True):
+        entry["samples"] = _samples(row, [f"seed {seed + index}" for index in range(num_waveforms)])
     report("counting for the reference lines")
     comparison = {
         "title": title,
@@ -121,7 +117,8 @@ def compare(
         "models": entries,
         "differences": _differences(names, results, seed),
         "notes": _notes(models, device),
-        "real": {"statistics": real["statistics"], "samples": real["samples"]},
+        "hearing": _without_sound(hearing),
+        "real": {"samples": _samples(real, hearing["names"][:num_waveforms])},
     }
     return write_page(comparison, out)
 
@@ -153,24 +150,10 @@ def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
     return first.codec
 
 
-def _real_speech(store: TokenStore, codec: MuLawCodec, split: str, num_shown: int, num_samples: int) -> dict[str, Any]:
-    """Measure windows of real speech, through mu-law as the models hear it."""
-    recordings = store.recordings(split)
-    long_enough = [recording for recording in recordings if recording.length >= num_samples] or recordings
-    chosen = list(islice(cycle(long_enough), NUM_REAL_WINDOWS))
-    waveforms = []
-    for turn, recording in enumerate(chosen):
-        # A different place in the recording at each turn, spread by the golden ratio.
-        start = int((turn * 0.618 + 0.3) % 1 * max(0, recording.length - num_samples))
-        tokens = store.tokens(split, recording, start, min(start + num_samples, recording.length))
-        waveforms.append(codec.decode(tokens))
-    return _measure(waveforms, [recording.name for recording in chosen[:num_shown]], codec.sample_rate_hz)
-
-
 def _generate(
     model: Pretrained, codec: MuLawCodec, folder: Path, name: str, num_waveforms: int, num_samples: int, seed: int
-) -> list[np.ndarray]:
-    """Write waveforms of a model, and return them."""
+) -> np.ndarray:
+    """Write waveforms of a model, and return them [num_waveforms, num_samples]."""
     written = write_samples(
         model.model,
         codec,
@@ -182,19 +165,21 @@ def _generate(
         about={"checkpoint": model.label, "recipe": model.recipe.name},
         overwrite=True,
     )
-    return [codec.decode(sample.tokens) for sample in written]
+    return np.stack([codec.decode(sample.tokens) for sample in written])
 
 
-def _measure(waveforms: Sequence[np.ndarray], labels: Sequence[str], sample_rate_hz: int) -> dict[str, Any]:
-    """Average statistics and long-term spectrum of waveforms, and the first of them, which have labels, as samples."""
-    return {
-        "statistics": average(statistics(waveform, sample_rate_hz) for waveform in waveforms),
-        "spectrum": long_term_spectrum_db(waveforms, sample_rate_hz),
-        "samples": [
-            {"label": label, "waveform": waveform, "warnings": check(waveform, sample_rate_hz)}
-            for label, waveform in zip(labels, waveforms, strict=False)
-        ],
-    }
+def _samples(row: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The first waveforms of a row of the table of hearing, those that have labels, for the page's players."""
+    return [
+        {"label": label, "waveform": waveform, "warnings": warnings}
+        for label, waveform, warnings in zip(labels, row["waveforms"], row["warnings"], strict=False)
+    ]
+
+
+def _without_sound(hearing: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of hearing without its waveforms."""
+    rows = [{key: value for key, value in row.items() if key != "waveforms"} for row in hearing["rows"]]
+    return {**hearing, "rows": rows}
 
 
 def _describe(model: Pretrained, result: Likelihood, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from audio_ct.audio.spectrogram import COLOUR_MAP, COLOUR_RANGE_DB, mel_db
 from audio_ct.durable import write_whole
+from audio_ct.evaluation.hearing_table import within
 
 REFERENCE_LABELS = {
     "uniform": "Uniform",
@@ -27,19 +28,20 @@ REFERENCE_LABELS = {
     "linear_prediction": "Linear prediction, no network",
 }
 
-# Key, label, unit, factor from the statistic to what is shown, decimals.
-STATISTIC_ROWS = (
-    ("rms_dbfs", "Level", "dBFS", 1, 1),
-    ("peak_dbfs", "Peak", "dBFS", 1, 1),
-    ("crest_factor_db", "Crest factor", "dB", 1, 1),
-    ("silence_fraction", "Silent frames", "%", 100, 1),
-    ("clipped_fraction", "Clipped samples", "%", 100, 2),
-    ("zero_crossing_rate_hz", "Zero crossings", "Hz", 1, 0),
-    ("spectral_centroid_hz", "Spectral centroid", "Hz", 1, 0),
-    ("spectral_rolloff_hz", "Roll-off, 85 %", "Hz", 1, 0),
-    ("f0_median_hz", "Pitch, median", "Hz", 1, 0),
-    ("f0_iqr_hz", "Pitch, interquartile range", "Hz", 1, 0),
-    ("voiced_fraction", "Voiced frames", "%", 100, 1),
+# Columns of the table of hearing: title, and the figures in a cell as key, unit, factor to what is shown, decimals.
+HEARING_COLUMNS = (
+    ("Fréchet distance", (("frechet", "", 1, 3),)),
+    ("DNSMOS", (("mos", "", 1, 2),)),
+    ("Voiced, of sound", (("voiced", "%", 100, 0),)),
+    ("Pitch, melody", (("f0_hz", "Hz", 1, 0), ("f0_octaves", "octaves", 1, 2))),
+    ("Rhythm, depth and rate", (("modulation_depth", "", 1, 2), ("modulation_hz", "Hz", 1, 1))),
+    ("Pauses, length", (("pauses", "%", 100, 0), ("pause_seconds", "s", 1, 2))),
+    ("Level, spread", (("level_dbfs", "dBFS", 1, 1), ("level_iqr_db", "dB", 1, 1))),
+    ("Spectrum, off by", (("spectrum_db", "dB", 1, 1),)),
+    ("Clipped, bursts", (("clipped", "%", 100, 2), ("bursts", "%", 100, 0))),
+    ("Without a warning", (("unwarned", "%", 100, 0),)),
+    ("Diversity, of real", (("diversity", "\N{MULTIPLICATION SIGN}", 1, 2),)),
+    ("From training, copied", (("nearest_db", "dB", 1, 1), ("copied", "%", 100, 1))),
 )
 
 # Columns of the table of models whose best figure is bold, and the function that picks it.
@@ -89,7 +91,7 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
         overview=_overview(lines, ranked),
         closeup=_closeup(lines, ranked),
         curves=_curves(models, plain["reference_lines"]["unigram"]),
-        statistic_rows=_statistic_rows(plain["real"]["statistics"], models),
+        hearing=_hearing(plain["hearing"], models),
         hardest=_hardest_recordings(ranked),
         real_players=[pictures.player(sample) for sample in comparison["real"]["samples"]],
         pictures=pictures,
@@ -257,25 +259,55 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [points[index] for index in np.linspace(0, len(points) - 1, MAX_CURVE_POINTS).astype(int)]
 
 
-def _statistic_rows(real: Mapping[str, float | None], models: Rows) -> list[dict[str, Any]]:
-    """Rows of the table of statistics: label, unit, and the figures as text."""
+def _hearing(hearing: Mapping[str, Any], models: Rows) -> dict[str, Any]:
+    """The table of hearing as text: titles of the columns that are known, rows of cells, models and their verdicts.
+
+    A cell is a list of (text, off), off for a model's figure that is out of real speech's range.
+    """
+    ranges = hearing["ranges"]
+    columns = [(title, parts) for title, parts in HEARING_COLUMNS if any(part[0] in ranges for part in parts)]
+    by_place = iter(models)
     rows = [
-        {"label": label, "unit": unit}
-        | _beside_real(real[key], [model["statistics"][key] for model in models], factor, decimals)
-        for key, label, unit, factor, decimals in STATISTIC_ROWS
+        {
+            **row,
+            "model": next(by_place) if row["kind"] == "model" else None,
+            "cells": [
+                [
+                    (
+                        _with_unit(row["figures"].get(key), unit, factor, decimals),
+                        row["kind"] == "model" and key in ranges and not within(row["figures"].get(key), ranges[key]),
+                    )
+                    for key, unit, factor, decimals in parts
+                ]
+                for _, parts in columns
+            ],
+        }
+        for row in hearing["rows"]
     ]
-    distances = _beside_real(0.0, [model["spectrum_distance_db"] for model in models], 1, 1)
-    return [*rows, {"label": "Distance of long-term spectra", "unit": "dB"} | distances]
+    cells = [
+        [(_range_text(ranges.get(key), factor, decimals), False) for key, _, factor, decimals in parts]
+        for _, parts in columns
+    ]
+    rows.insert(1, {"kind": "range", "name": "its range", "model": None, "cells": cells})
+    return {
+        "titles": [title for title, _ in columns],
+        "rows": rows,
+        **{key: hearing[key] for key in ("num", "num_real", "notes")},
+    }
 
 
-def _beside_real(real: float | None, values: Sequence[float | None], factor: float, decimals: int) -> dict[str, Any]:
-    """One statistic as text; "nearest" is the text of the nearest model, unless all models show the same."""
-    known = [value for value in values if value is not None]
-    shown = [_number(None if value is None else factor * value, decimals) for value in (real, *values)]
-    nearest = None
-    if real is not None and known and len(set(shown[1:])) > 1:
-        nearest = _number(factor * min(known, key=lambda value: abs(value - real)), decimals)
-    return {"real": shown[0], "values": shown[1:], "nearest": nearest}
+def _with_unit(value: float | None, unit: str, factor: float, decimals: int) -> str:
+    return UNKNOWN if value is None else f"{_number(factor * value, decimals)} {unit}".strip()
+
+
+def _range_text(ends: Sequence[float | None] | None, factor: float, decimals: int) -> str:
+    """A range in words: 1.0 to 2.0, up to 2.0, from 1.0."""
+    if ends is None:
+        return UNKNOWN
+    low, high = (None if end is None else _number(factor * end, decimals) for end in ends)
+    if low is None:
+        return f"up to {high}"
+    return f"from {low}" if high is None else f"{low} to {high}"
 
 
 def _hardest_recordings(ranked: Rows) -> list[dict[str, Any]]:

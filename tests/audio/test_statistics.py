@@ -8,14 +8,7 @@ import pytest
 import soundfile
 
 from audio_ct.audio.checks import check
-from audio_ct.audio.statistics import (
-    STATISTIC_NAMES,
-    average,
-    long_term_spectrum_db,
-    spectrum_distance_db,
-    statistics,
-)
-from audio_ct.errors import InputError
+from audio_ct.audio.statistics import STATISTIC_NAMES, average, statistics
 from samples.continue_clip import log_spectral_distance_db
 
 pytestmark = pytest.mark.xdist_group("pitch")
@@ -90,24 +83,6 @@ def test_average_leaves_out_what_is_unknown() -> None:
     known, unknown = dict.fromkeys(STATISTIC_NAMES, 2.0), dict.fromkeys(STATISTIC_NAMES)
     assert average([known, {**known, "rms_dbfs": 4.0}, unknown]) == {**known, "rms_dbfs": 3.0}
     assert average([unknown]) == average([]) == unknown
-
-
-def test_long_term_spectrum_ignores_loudness_and_silence() -> None:
-    spectrum_db = long_term_spectrum_db([buzz(120), noise(0.01)], RATE_HZ)
-    again_db = long_term_spectrum_db([3 * buzz(120), np.zeros(0), 3 * noise(0.01), np.zeros(RATE_HZ)], RATE_HZ)
-    assert spectrum_db.shape == (40,)
-    np.testing.assert_allclose(spectrum_db, again_db, atol=1e-4)
-    assert (10 ** (spectrum_db / 10)).sum() == pytest.approx(1, rel=1e-3)
-
-
-def test_spectrum_distance_tells_kinds_of_sound_apart() -> None:
-    spectra_db = [long_term_spectrum_db([sound], RATE_HZ) for sound in (noise(0.1), noise(0.1, seed=1), buzz(120))]
-    assert spectrum_distance_db(spectra_db[0], spectra_db[0]) == 0
-    assert spectrum_distance_db(spectra_db[0], spectra_db[1]) < 1
-    assert spectrum_distance_db(spectra_db[0], spectra_db[2]) > 15
-    assert spectrum_distance_db(spectra_db[2], spectra_db[0]) == spectrum_distance_db(spectra_db[0], spectra_db[2])
-    with pytest.raises(InputError, match="silent"):
-        long_term_spectrum_db([np.zeros(1000)], RATE_HZ)
 
 
 def test_log_spectral_distance_grows_with_the_change() -> None:

@@ -59,6 +59,20 @@ def test_the_page_stands_alone_beside_waveforms_to_play(page: Path) -> None:
     assert all(soundfile.info(path).frames == 1200 for path in files)
 
 
+def test_a_few_waveforms_are_measured_and_what_takes_more_is_named(page: Path) -> None:
+    hearing = record(page)["hearing"]
+    kinds = [row["kind"] for row in hearing["rows"]]
+    assert kinds == ["real", "line", "line", "line", "model", "model"]
+    assert [row["name"] for row in hearing["rows"][4:]] == ["ct", "net"]
+    assert (hearing["num"], hearing["num_real"]) == (2, 16)
+    for row in hearing["rows"]:
+        assert 0 <= row["figures"]["pauses"] <= 1
+        assert "frechet" not in row["figures"]
+    assert all("figures are within the range of real speech" in row["verdict"] for row in hearing["rows"][4:])
+    assert any("--num 16" in note for note in hearing["notes"])
+    assert "--num 16" in (page / "index.html").read_text(encoding="utf-8")
+
+
 def test_the_same_recipe_twice_is_numbered(trained: Trained, command: Command, tmp_path: Path) -> None:
     arguments = ["--num", 1, "--seconds", 0.01, "--max-tokens", 1]
     assert command("compare", trained("net"), trained("net"), "--out", tmp_path / "twice", *arguments) == 0

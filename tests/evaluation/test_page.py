@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_ct.audio.statistics import STATISTIC_NAMES
+from audio_ct.evaluation.hearing_table import FIGURES
 from audio_ct.evaluation.page import write_page
 
 RATE_HZ = 24_000
@@ -68,10 +68,22 @@ def model(name: str, bits: float | None, **changes: Any) -> dict[str, Any]:
             {"tokens": t, "training_bits": known + 2 / t**0.1, "validation_bits": known + 0.1 if t > 5000 else None}
             for t in (1000, 3000, 10_000, 100_000)
         ],
-        "statistics": dict.fromkeys(STATISTIC_NAMES, 1.0) | {"rms_dbfs": -20.0, "f0_median_hz": None},
-        "spectrum_distance_db": 2.5,
         "recordings": [{"name": "p225_001", "bits_per_sample": bits, "tokens": 24_000}],
         "samples": [sample(1)],
+        **changes,
+    }
+
+
+def hearing(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    rows = [{"kind": "real", "name": "Real speech"}, {"kind": "line", "name": "Silence"}]
+    rows += [{"kind": "model", "name": model["name"], "verdict": "1 of 18 figures."} for model in models]
+    return {
+        "num": 2,
+        "num_real": 16,
+        "rows": [{**row, "figures": dict.fromkeys(FIGURES, 0.5), "warnings": [[]]} for row in rows],
+        "ranges": dict.fromkeys(FIGURES, (0.4, 0.6)),
+        "names": ["a"],
+        "notes": ["something is missing"],
         **changes,
     }
 
@@ -93,10 +105,8 @@ def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "models": list(models),
         "differences": [],
         "notes": ["a note"],
-        "real": {
-            "statistics": dict.fromkeys(STATISTIC_NAMES, 1.0) | {"rms_dbfs": -21.0, "f0_median_hz": 120.0},
-            "samples": [sample(0)],
-        },
+        "hearing": hearing(*models),
+        "real": {"samples": [sample(0)]},
         **changes,
     }
 
@@ -197,11 +207,13 @@ def test_figures_that_are_unknown_are_dashes(tmp_path: Path) -> None:
     unknown = {
         **dict.fromkeys(("cold_start_bits_per_sample", "training_tokens_per_second")),
         "interval": [-np.inf, np.inf],
-        "statistics": dict.fromkeys(STATISTIC_NAMES),
         "curve": [],
     }
     lines = {"uniform": 16.0, "unigram": 9.0, "order_1": None, "order_2": None, "linear_prediction": None}
-    page = write(tmp_path, model("A", 2.5, **unknown), reference_lines=lines, commit=None, cold_start_samples=0)
+    of_nothing = hearing(model("A", 2.5), ranges=dict.fromkeys(FIGURES, (None, 1.0)))
+    of_nothing["rows"][-1]["figures"] = dict.fromkeys(FIGURES, np.nan)
+    changes = {"reference_lines": lines, "commit": None, "cold_start_samples": 0, "hearing": of_nothing}
+    page = write(tmp_path, model("A", 2.5, **unknown), **changes)
     parsed = Parsed(page)
     assert "\N{EN DASH}" in parsed.words
     assert "None" not in parsed.words
@@ -217,17 +229,30 @@ def test_samples_without_sound_keep_their_warning(tmp_path: Path) -> None:
 
 
 def test_json_holds_all_figures_and_no_waveform(tmp_path: Path) -> None:
-    data = comparison(model("A", 2.5, spectrum_distance_db=np.nan))
+    data = comparison(model("A", 2.5, cold_start_bits_per_sample=np.nan))
     before = copy.deepcopy(data)
     write_page(data, tmp_path)
     text = (tmp_path / "comparison.json").read_text()
     written = json.loads(text, parse_constant=pytest.fail)
     assert "waveform" not in text
     assert written["models"][0]["bits_per_sample"] == 2.5
-    assert written["models"][0]["spectrum_distance_db"] is None
+    assert written["models"][0]["cold_start_bits_per_sample"] is None
     assert written["models"][0]["samples"] == [{"label": "seed 1", "warnings": ["noise: spectral flatness 0.56"]}]
     assert written["reference_lines"] == data["reference_lines"]
+    assert written["hearing"]["rows"][0]["figures"] == dict.fromkeys(FIGURES, 0.5)
     np.testing.assert_equal(data, before)
+
+
+def test_figures_out_of_the_range_of_real_speech_are_marked(tmp_path: Path) -> None:
+    table = hearing(model("A", 2.5), model("B", 2.6), ranges={"voiced": (0.5, 0.7), "mos": (2.0, None)})
+    for row, voiced, mos in zip(table["rows"], (0.6, 0.0, 0.04, 0.55), (3.0, 1.0, 2.5, np.nan), strict=True):
+        row["figures"] = {"voiced": voiced, "mos": mos}
+    page = write(tmp_path, model("A", 2.5), model("B", 2.6), hearing=table)
+    parsed = Parsed(page)
+    marked = re.findall(r'class="off">([^<]*)<', page.read_text("utf-8"))
+    assert marked == ["4 %", "\N{EN DASH}"]
+    assert all(words in parsed.words for words in ("50 to 70", "from 2.00", "something is missing", "1 of 18 figures."))
+    assert "Diversity" not in parsed.words
 
 
 def test_same_data_same_bytes_and_an_older_page_is_replaced(tmp_path: Path) -> None:
