@@ -4,12 +4,21 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from audio_ct.signals import stop_on_signals
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Python's usual handler of SIGINT, which it leaves out where it was started in the background of a shell."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 def test_every_signal_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
