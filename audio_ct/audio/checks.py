@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from audio_ct.audio.levels import SILENT_FRAME_DBFS, levels
+from audio_ct.audio.levels import ACTIVE_DBFS, SILENT_FRAME_DBFS, decibels, levels
 from audio_ct.audio.spectrogram import power_spectrogram
 
 # Real prompts stay clear of these limits; white noise has a flatness of 0.56 a frame.
@@ -12,7 +12,6 @@ BURST_CREST_FACTOR_DB = 22.0
 CLIPPED_FRACTION = 0.005
 DC_OFFSET = 0.02
 NOISE_FLATNESS = 0.2
-NOISE_DBFS = -45.0
 LOUD_DBFS = -10.0
 UNVOICED_SECONDS = 1.0
 UNVOICED_SOUND_SECONDS = 0.5
@@ -66,7 +65,7 @@ def check(waveform: np.ndarray, sample_rate_hz: int) -> list[str]:
         warnings.append(f"DC: mean {offset:+.3f} of full scale")
     waveform = waveform - offset
     power = power_spectrogram(waveform, sample_rate_hz)[1:]
-    loud = 10 * np.log10(np.maximum(_mean_square(power), 1e-12)) > NOISE_DBFS
+    loud = decibels(_mean_square(power)) > ACTIVE_DBFS
     flatness = float(np.median(_flatness(power[:, loud]))) if 2 * loud.sum() >= loud.size else 0.0
     if flatness > NOISE_FLATNESS:
         warnings.append(f"noise: spectral flatness {flatness:.2f} at {level.rms_dbfs:.0f} dBFS")
@@ -104,7 +103,7 @@ def _periodicity(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(padded, length + furthest)[::hop]
     energies = np.cumsum(np.pad(frames**2, ((0, 0), (1, 0))), axis=1)
     energies = energies[:, length:] - energies[:, : furthest + 1]
-    sounding = 10 * np.log10(energies[:, 0] / length + 1e-12) > NOISE_DBFS
+    sounding = decibels(energies[:, 0] / length) > ACTIVE_DBFS
     frames, energies = frames[sounding], np.maximum(energies[sounding], 1e-12)
     fft_length = 1 << (length + furthest - 1).bit_length()
     spectra = np.fft.rfft(frames, fft_length) * np.conj(np.fft.rfft(frames[:, :length], fft_length))

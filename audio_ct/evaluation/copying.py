@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import librosa
 import numpy as np
 
-from audio_ct.evaluation.hearing import ACTIVE_DBFS
+from audio_ct.audio.levels import ACTIVE_DBFS, decibels
 from audio_ct.evaluation.windows import real_windows
 from audio_ct.tokens.codec import MuLawCodec
 from audio_ct.tokens.store import TokenStore
@@ -68,7 +68,7 @@ class TrainingSpeech:
         num_samples = round(STEPS_PER_PIECE * STEP_SECONDS * self.sample_rate_hz)
         for number in range(len(log_mel) // STEPS_PER_PIECE):
             samples = waveform[number * num_samples : (number + 1) * num_samples].astype(np.float64)
-            if 10 * np.log10(np.mean(samples**2) + 1e-12) > ACTIVE_DBFS:
+            if decibels(np.mean(samples**2)) > ACTIVE_DBFS:
                 steps = log_mel[number * STEPS_PER_PIECE : (number + 1) * STEPS_PER_PIECE]
                 pieces.append(_without_level(steps[None, ::STEPS_PER_FRAME]))
         return np.concatenate(pieces)
@@ -96,7 +96,7 @@ def _log_mel(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         norm=None,
         center=False,
     )
-    return np.asarray(10 * np.log10(np.maximum(power.T, 1e-12)), dtype=np.float32)
+    return decibels(power.T).astype(np.float32)
 
 
 def _without_level(pieces: np.ndarray) -> np.ndarray:

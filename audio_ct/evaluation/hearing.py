@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_ct.audio.checks import BURST_CREST_FACTOR_DB, check
-from audio_ct.audio.levels import FRAME_SECONDS, levels
+from audio_ct.audio.levels import ACTIVE_DBFS, FRAME_SECONDS, decibels, levels
 from audio_ct.audio.pitch import pitch
 from audio_ct.audio.spectrogram import band_power
 
 HOP_SECONDS = 0.016
-# As in `check`; the noise of 8-bit mu-law is some 38 dB below speech, which corpora have at -25 to -15 dBFS.
-ACTIVE_DBFS = -45.0
 # Closures of plosives are shorter.
 SHORTEST_PAUSE_SECONDS = 0.1
 # Syllables come at 2 to 8 Hz: Greenberg et al. 2003, "Temporal properties of spontaneous speech".
@@ -72,7 +70,7 @@ def hear(waveform: np.ndarray, sample_rate_hz: int) -> Heard:
         num_frames=active.size,
         num_active=int(active.sum()),
         f0_hz=f0_hz,
-        level_dbfs=float(10 * np.log10(np.mean(10 ** (frames_dbfs[active] / 10)))) if active.any() else np.nan,
+        level_dbfs=float(decibels(np.mean(10 ** (frames_dbfs[active] / 10)))) if active.any() else np.nan,
         pauses_seconds=_pauses_seconds(active),
         modulation_depth=depth,
         modulation_hz=peak_hz,
@@ -125,9 +123,7 @@ def _frames_dbfs(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     half = round(FRAME_SECONDS * sample_rate_hz / 2)
     total = np.concatenate([[0.0], np.cumsum(np.pad(waveform, half) ** 2)])
     begins = np.arange(0, waveform.size + 1, round(HOP_SECONDS * sample_rate_hz))
-    # Differences of sums can be a rounding error below 0.
-    power = np.maximum(total[begins + 2 * half] - total[begins], 0) / (2 * half)
-    return np.asarray(10 * np.log10(power + 1e-12))
+    return decibels((total[begins + 2 * half] - total[begins]) / (2 * half))
 
 
 def _pauses_seconds(active: np.ndarray) -> list[float]:

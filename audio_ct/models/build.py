@@ -29,7 +29,7 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
         settings: a recipe's model section.
         vocabulary_size: number of token values.
     """
-    channels = settings.residual_channels if isinstance(settings, WaveNetSettings) else settings.channels
+    channels = settings.channels
     embedding = EMBEDDINGS[settings.embedding](vocabulary_size, channels)
     stages: dict[str, Stage] = {}
     body: nn.Module

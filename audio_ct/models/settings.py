@@ -269,6 +269,11 @@ class WaveNetSettings(_Output, _Input):
     """Taps of each convolution."""
 
     @property
+    def channels(self) -> int:
+        """Of a sample."""
+        return self.residual_channels
+
+    @property
     def dilations(self) -> list[int]:
         """One for each layer."""
         return [2**power for _ in range(self.num_stacks) for power in range(self.layers_per_stack)]
