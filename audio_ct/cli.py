@@ -241,6 +241,9 @@ def compare(
     cold_start_samples: ColdStartSamples = 1024,
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
+    prompt_seconds: Annotated[
+        float | None, typer.Option(help="Continue as many beginnings of the split's recordings, too.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the waveforms and the bootstrap.")] = 0,
     store: StoreAddress = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
@@ -256,6 +259,7 @@ def compare(
         cold_start_samples=cold_start_samples,
         num_waveforms=num,
         seconds=seconds,
+        prompt_seconds=prompt_seconds,
         seed=seed,
         store=store,
         title=title,

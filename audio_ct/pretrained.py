@@ -8,7 +8,7 @@ import torch
 from audio_ct import checkpoint
 from audio_ct.checkpoint import Manifest
 from audio_ct.device import choose_device
-from audio_ct.errors import DamagedError, InputError
+from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.models.build import build_model
 from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import Recipe, parse_recipe
@@ -52,18 +52,26 @@ class Pretrained:
     @property
     def label(self) -> str:
         """The checkpoint's run and step: enough to find it, without the machine's folders."""
-        return "/".join(self.path.parts[-3:])
+        return self.path.name if self.path in shipped().values() else "/".join(self.path.parts[-3:])
+
+
+def shipped() -> dict[str, Path]:
+    """The models that come with the package, by name: folders with a checkpoint and a model card, README.md."""
+    package = Path(__file__).parent
+    # In an installed package they lie within it, in a checkout where pyproject.toml takes them from.
+    places = (package / "shipped", package.parent / "samples" / "pretrained")
+    return {card.parent.name: card.parent for place in places for card in sorted(place.glob("*/README.md"))}
 
 
 def load(path: Path | str, device: torch.device | str | None = None) -> Pretrained:
-    """Load the model of a checkpoint, or of a run's best checkpoint.
+    """Load the model of a checkpoint, or of a run's best checkpoint, or one that comes with the package.
 
     Args:
-        path: a checkpoint's folder or a run's folder.
+        path: a checkpoint's folder, a run's folder, or a name of `shipped`; what is there goes before names.
         device: place of the model; by default a GPU where there is one.
 
     Raises:
-        MissingError: if there is no checkpoint.
+        MissingError: if there is no checkpoint, and no model of that name.
         DamagedError: if the checkpoint is not what was written.
 
     Example:
@@ -71,7 +79,7 @@ def load(path: Path | str, device: torch.device | str | None = None) -> Pretrain
         >>> model.codec.sample_rate_hz
         24000
     """
-    folder = checkpoint.find(Path(path), "best")
+    folder = checkpoint.find(_place(Path(path)), "best")
     loaded = checkpoint.load(folder, with_training=False)
     recipe = parse_recipe(loaded.recipe, name=str(folder / "recipe.yaml"))
     codec = _codec(folder, loaded.manifest)
@@ -113,6 +121,16 @@ def with_memory_lengths(
     model.load_state_dict({name: tensor for name, tensor in pretrained.model.state_dict().items() if name in wanted})
     device = next(pretrained.model.parameters()).device
     return replace(pretrained, model=model.to(device).eval(), recipe=recipe)
+
+
+def _place(path: Path) -> Path:
+    """The folder that a path, or the name of a model, stands for."""
+    known = shipped()
+    if path.exists() or len(path.parts) != 1:
+        return path
+    if path.name not in known:
+        raise MissingError(f"{path}: no such folder, and no model of that name; there are {', '.join(known)}")
+    return known[path.name]
 
 
 def _codec(folder: Path, manifest: Manifest) -> Codec:

@@ -15,16 +15,20 @@ from audio_ct.device import choose_device
 from audio_ct.durable import make_folder
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import paired_difference
-from audio_ct.evaluation.hearing_table import hearing_table
+from audio_ct.evaluation.hearing_table import Generated, hearing_table
 from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, evaluate, summary
 from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import reference_lines
+from audio_ct.evaluation.windows import Windows, real_windows
 from audio_ct.models.token_model import num_parameters
 from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
 from audio_ct.record import learning_curve
+from audio_ct.sampling.compiled import compiling_pays
+from audio_ct.sampling.engine import EngineOptions
 from audio_ct.sampling.writing import write_samples
 from audio_ct.tokens.codec import MuLawCodec
+from audio_ct.tokens.store import TokenStore
 
 
 def compare(
@@ -36,6 +40,7 @@ def compare(
     cold_start_samples: int = 1024,
     num_waveforms: int = 4,
     seconds: float = 1.0,
+    prompt_seconds: float | None = None,
     seed: int = 0,
     store: Path | str | None = None,
     title: str = "Comparison of models of raw speech",
@@ -51,7 +56,8 @@ def compare(
         cold_start_samples: first samples of each recording, scored apart.
         num_waveforms: waveforms of each model.
         seconds: length of each.
-        seed: of the first waveform and of the bootstrap.
+        prompt_seconds: each model also continues as many beginnings of the split's recordings, of this length.
+        seed: of the first waveform, of the prompts and of the bootstrap.
         store: the token store, where it is no longer where the recipes say.
         title: of the page.
         report: called with a line for each thing done.
@@ -74,31 +80,32 @@ def compare(
     num_samples = codec.num_tokens(seconds=seconds)
     if num_waveforms < 1:
         raise InputError(f"num={num_waveforms} must be at least 1.")
-    make_folder(out)
     opened = models[0].open_store(store)
+    prompts = _prompts(opened, codec, split, num_waveforms, num_samples, prompt_seconds, seed)
+    make_folder(out)
     results: list[Likelihood] = []
     entries: list[dict[str, Any]] = []
-    generated: list[tuple[str, np.ndarray]] = []
+    generated: list[Generated] = []
     for name, model in zip(names, models, strict=True):
         result = evaluate(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
         report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
-        began = time.perf_counter()
-        waveforms = _generate(model, codec, out / "samples", name, num_waveforms, num_samples, seed)
-        seconds_taken = time.perf_counter() - began
-        report(f"{name}: {num_waveforms} waveforms of {seconds:g} s in {seconds_taken:.1f} s")
         results.append(result)
-        generated.append((name, waveforms))
-        entries.append(
-            {
-                "name": name,
-                **_describe(model, result, summary(result, split, seed)),
-                "sampling_samples_per_second": num_waveforms * num_samples / seconds_taken,
-            }
-        )
+        entries.append({"name": name, **_describe(model, result, summary(result, split, seed))})
+        for given in (None,) if prompts is None else (None, prompts):
+            waveforms, speed = _generate(
+                model, codec, out / "samples", name, num_waveforms, num_samples, seed, given, report
+            )
+            generated.append(Generated("model" if given is None else "continued", name, waveforms))
+            entries[-1].setdefault("sampling_samples_per_second", speed)
     hearing = hearing_table(opened, codec, generated, split=split, seed=seed, report=report)
-    real, *heard = (row for row in hearing["rows"] if row["kind"] != "line")
-    for entry, row in zip(entries, heard, strict=True):
-        entry["samples"] = _samples(row, [f"seed {seed + index}" for index in range(num_waveforms)])
+    rows = {kind: [row for row in hearing["rows"] if row["kind"] == kind] for kind in ("real", "model", "continued")}
+    seeds = [f"seed {seed + index}" for index in range(num_waveforms)]
+    for entry, row in zip(entries, rows["model"], strict=True):
+        entry["samples"] = _samples(row, seeds)
+        entry["continuations"] = []
+    if prompts is not None:
+        for entry, row in zip(entries, rows["continued"], strict=True):
+            entry["continuations"] = _continuations(row, seeds, prompts, codec)
     report("counting for the reference lines")
     comparison = {
         "title": title,
@@ -118,7 +125,7 @@ def compare(
         "differences": _differences(names, results, seed),
         "notes": _notes(models, device),
         "hearing": _without_sound(hearing),
-        "real": {"samples": _samples(real, hearing["names"][:num_waveforms])},
+        "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_waveforms])},
     }
     return write_page(comparison, out)
 
@@ -150,22 +157,59 @@ def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
     return first.codec
 
 
+def _prompts(
+    store: TokenStore,
+    codec: MuLawCodec,
+    split: str,
+    num: int,
+    num_samples: int,
+    prompt_seconds: float | None,
+    seed: int,
+) -> Windows | None:
+    """Beginnings of recordings to be continued, that go on for as long as the continuations will."""
+    if prompt_seconds is None:
+        return None
+    num_prompt = codec.num_tokens(seconds=prompt_seconds)
+    drawn = real_windows(store, codec, split=split, num=num, num_samples=num_prompt + num_samples, seed=seed)
+    return drawn._replace(tokens=drawn.tokens[:, :num_prompt], waveforms=drawn.waveforms[:, :num_prompt])
+
+
 def _generate(
-    model: Pretrained, codec: MuLawCodec, folder: Path, name: str, num_waveforms: int, num_samples: int, seed: int
-) -> np.ndarray:
-    """Write waveforms of a model, and return them [num_waveforms, num_samples]."""
+    model: Pretrained,
+    codec: MuLawCodec,
+    folder: Path,
+    name: str,
+    num_waveforms: int,
+    num_samples: int,
+    seed: int,
+    prompts: Windows | None,
+    report: Callable[[str], None],
+) -> tuple[np.ndarray, float]:
+    """Write waveforms of a model; return them [num_waveforms, num_samples], without prompts, and samples per second.
+
+    The speed is that after the first block, which is made while the step is compiled or first run.
+    """
+    blocks = [(0, time.perf_counter())]
+    what = "waveforms" if prompts is None else "continuations"
     written = write_samples(
         model.model,
         codec,
         folder,
-        stem=name.replace("/", "-"),
+        stem=name.replace("/", "-") + ("" if prompts is None else "-continued"),
         num=num_waveforms,
         num_tokens=num_samples,
         seed=seed,
+        prompt=None if prompts is None else torch.from_numpy(prompts.tokens.astype(np.int64)),
+        options=EngineOptions(compiled=compiling_pays(model.model, num_samples)),
         about={"checkpoint": model.label, "recipe": model.recipe.name},
         overwrite=True,
+        on_progress=lambda num_made: blocks.append((num_made, time.perf_counter())),
     )
-    return np.stack([codec.decode(sample.tokens) for sample in written])
+    length = num_samples / codec.sample_rate_hz
+    report(f"{name}: {num_waveforms} {what} of {length:g} s in {blocks[-1][1] - blocks[0][1]:.1f} s")
+    (num_before, began), (num_made, ended) = blocks[1 if len(blocks) > 2 else 0], blocks[-1]
+    speed = num_waveforms * (num_made - num_before) / (ended - began)
+    return np.stack([codec.decode(sample.tokens) for sample in written]), speed
 
 
 def _samples(row: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -174,6 +218,18 @@ def _samples(row: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, An
         {"label": label, "waveform": waveform, "warnings": warnings}
         for label, waveform, warnings in zip(labels, row["waveforms"], row["warnings"], strict=False)
     ]
+
+
+def _continuations(
+    row: Mapping[str, Any], labels: Sequence[str], prompts: Windows, codec: MuLawCodec
+) -> list[dict[str, Any]]:
+    """The same of a row of continuations, heard after what they continue."""
+    samples = _samples(row, labels)
+    for sample, prompt, name in zip(samples, prompts.waveforms, prompts.names, strict=False):
+        sample["label"] += f", continuing {name}"
+        sample["waveform"] = np.concatenate([prompt, sample["waveform"]])
+        sample["prompt_seconds"] = prompt.size / codec.sample_rate_hz
+    return samples
 
 
 def _without_sound(hearing: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -42,6 +42,20 @@ FIGURES = {
     "nearest_db": ("distance from training", "both"),
     "copied": ("copying", "above"),
 }
+
+
+class Generated(NamedTuple):
+    """Waveforms of a model.
+
+    Attributes:
+        kind: "model" of cold starts, "continued" of what follows real speech, which is left out.
+        name: the model's.
+        waveforms: [num, num_samples].
+    """
+
+    kind: Literal["model", "continued"]
+    name: str
+    waveforms: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ class HeardSet:
 def hearing_table(
     store: TokenStore,
     codec: MuLawCodec,
-    models: Sequence[tuple[str, np.ndarray]],
+    models: Sequence[Generated],
     *,
     split: str,
     seed: int = 0,
@@ -114,16 +128,16 @@ def hearing_table(
     Args:
         store: token store that the models were trained on.
         codec: its codec.
-        models: name and waveforms [num, num_samples] of each; as many and as long of all.
+        models: waveforms; as many and as long of all.
         split: held-out split, for copying.
         seed: of all choices.
         report: called with a line for each thing done.
 
     Returns:
-        num and num_real; rows: kind (real, line or model), name, figures by key, waveforms, warnings of each waveform
-        and, for models, a verdict; names of the real windows; ranges: both ends by key; notes.
+        num and num_real; rows: kind (real, line, model or continued), name, figures by key, waveforms, warnings of each
+        waveform and, for models, a verdict; names of the real windows; ranges: both ends by key; notes.
     """
-    num, num_samples = models[0][1].shape
+    num, num_samples = models[0].waveforms.shape
     num_real, rate_hz = max(num, MIN_SET), codec.sample_rate_hz
     by_networks = num >= MIN_SET and embeddings.installed()
     drawn = real_windows(store, codec, split="train", num=2 * num_real, num_samples=num_samples, seed=seed)
@@ -131,7 +145,7 @@ def hearing_table(
     rows: list[dict[str, Any]] = [
         {"kind": "real", "name": "Real speech", "waveforms": real},
         *({"kind": "line", "name": name, "waveforms": line(name, real, seed=seed)} for name in LINES),
-        *({"kind": "model", "name": name, "waveforms": waveforms} for name, waveforms in models),
+        *(each._asdict() for each in models),
     ]
     report(f"listening to {sum(len(row['waveforms']) for row in rows) + num_real} waveforms")
     reference = HeardSet.of(drawn.waveforms[num_real:], rate_hz, by_networks=by_networks)
@@ -147,7 +161,7 @@ def hearing_table(
         held_out = real_windows(store, codec, split=split, num=num_real, num_samples=num_samples, seed=seed).waveforms
         notes.append(_add_copying(rows, ranges, TrainingSpeech(store, codec, seed=seed), held_out, seed))
     for row in rows:
-        if row["kind"] == "model":
+        if row["kind"] in ("model", "continued"):
             row["verdict"] = verdict(row["figures"], ranges, real=rows[0]["figures"], scrambled=rows[1]["figures"])
             if num < MIN_SET:
                 row["verdict"] += f" Few waveforms can hide much: there are {num}."

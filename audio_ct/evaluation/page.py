@@ -65,7 +65,8 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
     """Write `out`/index.html, which carries its own pictures and sound, and `out`/comparison.json with all figures.
 
     Each file is written whole or not at all. Figures that are None or not finite count as unknown. A sample is {label,
-    waveform, warnings}, its waveform [num_samples] float32. Returns the path of index.html.
+    waveform, warnings}, its waveform [num_samples] float32; a continuation has prompt_seconds too, the length of what
+    it begins with. Returns the path of index.html.
     """
     plain = _plain(comparison)
     pictures = _Pictures(comparison)
@@ -75,6 +76,7 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
     ]
     for model, source in zip(models, comparison["models"], strict=True):
         model["players"] = [pictures.player(sample) for sample in source["samples"]]
+        model["continuations"] = [pictures.player(sample) for sample in source["continuations"]]
     ranked = sorted(models, key=lambda model: model["bits_per_sample"])
     differences = [{**difference, "interval": _known(difference["interval"])} for difference in plain["differences"]]
     lines = {REFERENCE_LABELS[key]: bits for key, bits in plain["reference_lines"].items() if bits is not None}
@@ -109,7 +111,8 @@ class _Pictures:
 
     def __init__(self, comparison: Mapping[str, Any]) -> None:
         self.sample_rate_hz = int(comparison["sample_rate_hz"])
-        samples = [sample for row in (comparison["real"], *comparison["models"]) for sample in row["samples"]]
+        rows = (comparison["real"], *comparison["models"])
+        samples = [sample for row in rows for sample in (*row["samples"], *row.get("continuations", ()))]
         levels_db = [mel_db(_finite(sample["waveform"]), self.sample_rate_hz) for sample in samples]
         self.highest_db = max((float(level_db.max()) for level_db in levels_db if level_db.size), default=0.0)
         self.lowest_db = self.highest_db - COLOUR_RANGE_DB
@@ -125,7 +128,7 @@ class _Pictures:
     def player(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """A sample for the template: label, warnings, seconds, time ticks, sound and picture as URIs."""
         waveform = _finite(sample["waveform"])
-        player = {"label": sample["label"], "warnings": sample["warnings"], "seconds": None}
+        player = {"label": sample["label"], "warnings": sample["warnings"], "seconds": None, "prompt_percent": None}
         if waveform.size == 0:
             return player
         seconds = waveform.size / self.sample_rate_hz
@@ -135,6 +138,8 @@ class _Pictures:
         level_db = mel_db(waveform, self.sample_rate_hz)
         # An explicit origin, and rows as bands: the lowest band lies at the bottom.
         imsave(png, level_db, cmap=COLOUR_MAP, vmin=self.lowest_db, vmax=self.highest_db, origin="lower", format="png")
+        if "prompt_seconds" in sample:
+            player["prompt_percent"] = round(100 * sample["prompt_seconds"] / seconds, 2)
         return {
             **player,
             "seconds": seconds,
@@ -264,18 +269,21 @@ def _hearing(hearing: Mapping[str, Any], models: Rows) -> dict[str, Any]:
 
     A cell is a list of (text, off), off for a model's figure that is out of real speech's range.
     """
+    generated_kinds = ("model", "continued")
     ranges = hearing["ranges"]
     columns = [(title, parts) for title, parts in HEARING_COLUMNS if any(part[0] in ranges for part in parts)]
-    by_place = iter(models)
+    by_place = {kind: iter(models) for kind in generated_kinds}
     rows = [
         {
             **row,
-            "model": next(by_place) if row["kind"] == "model" else None,
+            "model": next(by_place[row["kind"]]) if row["kind"] in generated_kinds else None,
             "cells": [
                 [
                     (
                         _with_unit(row["figures"].get(key), unit, factor, decimals),
-                        row["kind"] == "model" and key in ranges and not within(row["figures"].get(key), ranges[key]),
+                        row["kind"] in generated_kinds
+                        and key in ranges
+                        and not within(row["figures"].get(key), ranges[key]),
                     )
                     for key, unit, factor, decimals in parts
                 ]

@@ -14,11 +14,13 @@ class Windows(NamedTuple):
     """Windows of a split.
 
     Attributes:
-        waveforms: [num, num_samples] float32.
+        tokens: [num, num_samples].
+        waveforms: [num, num_samples] float32, what the tokens stand for.
         names: of the recordings that they begin in.
         num_within: how many of them begin within a recording.
     """
 
+    tokens: np.ndarray
     waveforms: np.ndarray
     names: list[str]
     num_within: int
@@ -54,9 +56,10 @@ def real_windows(
     drawn = random.choice(len(firsts), size=num - len(places), p=num_places / num_places.sum())
     within = begins[firsts[drawn]] + random.integers(num_places[drawn])
     chosen = [int(place) for place in (*places, *within)]
-    waveforms = [codec.decode(_read_on(store, split, begins, place, num_samples)) for place in chosen]
+    tokens = np.stack([_read_on(store, split, begins, place, num_samples) for place in chosen])
+    waveforms = np.stack([codec.decode(each) for each in tokens])
     indices = np.searchsorted(begins, chosen, side="right") - 1
-    return Windows(np.stack(waveforms), [store.recordings(split)[int(i)].name for i in indices], len(within))
+    return Windows(tokens, waveforms, [store.recordings(split)[int(i)].name for i in indices], len(within))
 
 
 def line(name: str, real: np.ndarray, *, seed: int = 0) -> np.ndarray:

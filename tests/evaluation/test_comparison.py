@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -17,7 +18,7 @@ Trained = Callable[..., Path]
 @pytest.fixture(scope="module")
 def page(trained: Trained, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("comparison") / "page"
-    options = ["--num", 2, "--seconds", 0.05, "--title", "Two <models>"]
+    options = ["--num", 2, "--seconds", 0.05, "--prompt-seconds", 0.1, "--title", "Two <models>"]
     assert command("compare", trained("ct"), trained("net"), "--out", out, *options) == 0
     return out
 
@@ -53,17 +54,30 @@ def test_the_page_stands_alone_beside_waveforms_to_play(page: Path) -> None:
     assert "Two &lt;models&gt;" in text
     assert "<models>" not in text
     assert 'src="http' not in text
-    assert text.count("<audio") >= 4
-    files = sorted((page / "samples").glob("*.wav"))
-    assert [path.name for path in files] == ["ct-00.wav", "ct-01.wav", "net-00.wav", "net-01.wav"]
-    assert all(soundfile.info(path).frames == 1200 for path in files)
+    assert text.count("<audio") == 2 + 2 * 4
+    for name in ("ct", "net"):
+        for continued, num_samples in (("", 1200), ("-continued", 3600)):
+            files = sorted((page / "samples").glob(f"{name}{continued}-??.wav"))
+            assert [path.stem for path in files] == [f"{name}{continued}-00", f"{name}{continued}-01"]
+            assert all(soundfile.info(path).frames == num_samples for path in files)
+
+
+def test_all_models_continue_the_same_beginnings_of_the_split(page: Path) -> None:
+    prompts = [soundfile.read(page / f"samples/{name}-continued-01.wav")[0][:2400] for name in ("ct", "net")]
+    assert np.array_equal(*prompts)
+    assert np.abs(prompts[0]).max() > 0.01
+    alone, after = (soundfile.read(page / f"samples/ct{kind}-01.wav")[0][-1200:] for kind in ("", "-continued"))
+    assert not np.array_equal(alone, after)
+    continuations = record(page)["models"][0]["continuations"]
+    assert [each["label"].split(",")[0] for each in continuations] == ["seed 0", "seed 1"]
+    assert all(each["prompt_seconds"] == 0.1 for each in continuations)
 
 
 def test_a_few_waveforms_are_measured_and_what_takes_more_is_named(page: Path) -> None:
     hearing = record(page)["hearing"]
     kinds = [row["kind"] for row in hearing["rows"]]
-    assert kinds == ["real", "line", "line", "line", "model", "model"]
-    assert [row["name"] for row in hearing["rows"][4:]] == ["ct", "net"]
+    assert kinds == ["real", "line", "line", "line", "model", "continued", "model", "continued"]
+    assert [row["name"] for row in hearing["rows"][4:]] == ["ct", "ct", "net", "net"]
     assert (hearing["num"], hearing["num_real"]) == (2, 16)
     for row in hearing["rows"]:
         assert 0 <= row["figures"]["pauses"] <= 1

@@ -163,7 +163,7 @@ def test_a_planted_piece_of_training_counts_as_near(store: TokenStore, codec: Mu
 
 
 def table_of(store: TokenStore, codec: MuLawCodec, *models: np.ndarray, split: str = "test") -> dict[str, Any]:
-    named = [(f"model {index}", waveforms) for index, waveforms in enumerate(models)]
+    named = [hearing_table.Generated("model", f"model {index}", waveforms) for index, waveforms in enumerate(models)]
     return hearing_table.hearing_table(store, codec, named, split=split)
 
 

@@ -70,6 +70,7 @@ def model(name: str, bits: float | None, **changes: Any) -> dict[str, Any]:
         ],
         "recordings": [{"name": "p225_001", "bits_per_sample": bits, "tokens": 24_000}],
         "samples": [sample(1)],
+        "continuations": [],
         **changes,
     }
 
@@ -114,6 +115,19 @@ def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def write(out: Path, *models: dict[str, Any], **changes: Any) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     return write_page(comparison(*models, **changes), out)
+
+
+def test_a_continuation_shows_where_its_prompt_ends(tmp_path: Path) -> None:
+    continued = model("a", 2.0, continuations=[sample(2) | {"label": "seed 0, continuing x", "prompt_seconds": 0.05}])
+    text, alone = (
+        write(tmp_path / name, each).read_text("utf-8")
+        for name, each in (("with", continued), ("without", model("a", 2.0)))
+    )
+    seconds = len(sample(2)["waveform"]) / RATE_HZ
+    assert f'class="prompt" style="width:{round(100 * 0.05 / seconds, 2)}%"' in text
+    assert "seed 0, continuing x" in text
+    assert 'class="prompt"' not in alone
+    assert text.count("<audio") == alone.count("<audio") + 1
 
 
 def difference(a: str, b: str, bits: float, low: float, high: float) -> dict[str, Any]:
