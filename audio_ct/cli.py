@@ -24,7 +24,9 @@ app = typer.Typer(
 app.add_typer(prep, name="prep")
 app.add_typer(corpus, name="corpus")
 
-CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint, or a run folder (its best checkpoint).")]
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="A checkpoint, a run folder (its best checkpoint), or a shipped model: syllables.")
+]
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")]
 WeightsOption = Annotated[
@@ -95,7 +97,7 @@ def train(
 @app.command()
 def sample(
     checkpoint: CheckpointPath,
-    out: Out,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the files (out/NAME, by the recipe's).")] = None,
     num: Annotated[int, typer.Option(help="Waveforms or texts, made side by side.")] = 1,
     seconds: Annotated[float | None, typer.Option(help="Length of each waveform, without the prompt (1).")] = None,
     num_bytes: Annotated[int | None, typer.Option(help="Length of each text of a model of bytes (1024).")] = None,
@@ -130,12 +132,13 @@ def sample(
     tokens = None if prompt is None else model.codec.read_prompt(prompt, max_seconds=prompt_seconds)
     if compiled is None:
         compiled = compiling_pays(model.model, length)
+    stem = model.recipe.name.replace("/", "-")
     with Progress("sampling", length, unit=f"{model.codec.unit}s") as progress:
         written = write_samples(
             model.model,
             model.codec,
-            out,
-            stem=model.recipe.name.replace("/", "-"),
+            Path("out", stem) if out is None else out,
+            stem=stem,
             num=num,
             num_tokens=length,
             seed=seed,

@@ -124,7 +124,10 @@ def prepare(
             "sources": [{"name": place.name if found else corpus.title}],
             "synthetic": corpus.synthetic,
         }
-        return finalise(builder, shards, report)
+        summary = finalise(builder, shards, report)
+        # Whoever trains on the store is told, too.
+        builder.metadata["warnings"] = summary["warnings"]
+        return summary
 
     licence = options.licence or corpus.licence
     summary = write_store(

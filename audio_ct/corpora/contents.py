@@ -7,14 +7,15 @@ import numpy as np
 
 from audio_ct.tokens.store import TokenStore
 
-# Keys of a manifest that say how the store is laid out; all others are about what it holds.
-LAYOUT = ("format", "format_version", "encoding", "sample_rate_hz", "bits", "splits", "files")
+# Keys of a manifest that say how the store is laid out, and the warnings of its preparation; all others are about what
+# it holds, and hold for its parts.
+OF_THE_STORE = ("format", "format_version", "encoding", "sample_rate_hz", "bits", "splits", "files", "warnings")
 SPEAKERS_SHOWN = 3
 
 
 def metadata(store: TokenStore) -> dict[str, Any]:
-    """The keys of a store's manifest that are about what it holds."""
-    return {key: value for key, value in store.corpus.items() if key not in LAYOUT}
+    """The keys of a store's manifest that are about what it holds, and so hold for a part of it too."""
+    return {key: value for key, value in store.corpus.items() if key not in OF_THE_STORE}
 
 
 def describe(store: TokenStore) -> Iterator[str]:
@@ -31,6 +32,7 @@ def describe(store: TokenStore) -> Iterator[str]:
     for key, value in metadata(store).items():
         values = value if isinstance(value, list) else [value]
         yield from (f"{key.replace('_', ' ')}: {_words(each)}" for each in values)
+    yield from (f"warning: {line}" for line in store.warnings)
 
 
 def _describe_recordings(store: TokenStore, split: str, rate_hz: int) -> Iterator[str]:

@@ -111,6 +111,13 @@ class TokenStore:
         return self.codec.vocabulary_size
 
     @property
+    def warnings(self) -> list[str]:
+        """What the preparation warned of, a printable line each."""
+        warnings = self.corpus.get("warnings")
+        lines = [str(each) for each in warnings] if isinstance(warnings, list) else []
+        return [line if line.isprintable() else repr(line) for line in lines]
+
+    @property
     def start_token(self) -> int:
         """The token that stands before the first one of a recording."""
         return self.codec.start_token

@@ -188,6 +188,8 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
             raise InputError(
                 f"corpus.store={store.address!r} is not the store that {loaded.path} was trained on; name that one."
             )
+    for warning in store.warnings:
+        logger.warning("%s: %s", store.name, warning)
     training, device = recipe.training, choose_device()
     if training.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
         logger.warning(

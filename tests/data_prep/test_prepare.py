@@ -17,6 +17,8 @@ import soundfile
 import torch
 
 from audio_ct.audio import files, mu_law
+from audio_ct.corpora.contents import describe
+from audio_ct.corpora.subsets import subset
 from audio_ct.errors import InputError, MissingError
 from audio_ct.tokens.store import TokenStore
 from data_prep import plan, skeleton
@@ -332,6 +334,11 @@ def test_upsampled_sources_are_told_by_their_bandwidth(tmp_path: Path) -> None:
     assert 3500 < report["bandwidth_hz"]["median"] < 4500
     assert 3000 < report["rolloff_hz"]["median"] < 4100
     assert "upsampled or filtered" in summary["warnings"][0]
+    # Whoever trains on it is told; a part of it may be without what was warned of.
+    store = TokenStore.open(tmp_path / "store")
+    assert store.warnings == summary["warnings"]
+    assert f"warning: {store.warnings[0]}" in describe(store)
+    assert subset(store, tmp_path / "part", splits=["train"]).warnings == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from audio_ct import checkpoint, pretrained
+from audio_ct.corpora.shard_writer import Part, write_parts
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
@@ -26,6 +27,7 @@ from audio_ct.models.token_model import ModelOutput, TokenModel
 from audio_ct.recipe import Recipe, parse_recipe
 from audio_ct.record import read_record
 from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.store_builder import TokenStoreBuilder
 from audio_ct.tokens.streams import Streams
 from audio_ct.training import loop, run
 from audio_ct.training.optimizer import BEHIND, FiniteChecks
@@ -573,6 +575,18 @@ def test_bfloat16_without_its_instructions_is_warned_of(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     run.begin(recipe(store_path, WAVENET, f"training.precision={precision}"), tmp_path, resume=False)
     assert sum("emulates" in message for message in caplog.messages) == num_warnings
+
+
+def test_the_log_repeats_what_preparation_warned_of(
+    store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = TokenStore.open(store_path)
+    with TokenStoreBuilder(tmp_path / "store", old.codec) as builder:
+        builder.metadata["warnings"] = ["half the band is empty", "two\nlines"]
+        write_parts(builder, {split: [Part.whole(old, split)] for split in old.splits})
+        builder.commit()
+    run.begin(recipe(tmp_path / "store", WAVENET), tmp_path / "run", resume=False)
+    assert caplog.messages == ["store: half the band is empty", "store: 'two\\nlines'"]
 
 
 @pytest.mark.slow
