@@ -50,7 +50,5 @@ def test_what_is_there_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
-    with pytest.raises(
-        MissingError, match=r"no-such-model: .* no model of that name; there are syllables, "
-    ):
+    with pytest.raises(MissingError, match=r"no-such-model: .* no model of that name; there are syllables, "):
         audio_ct.load("no-such-model")

@@ -30,6 +30,9 @@ from audio_ct.sampling.writing import write_samples
 from audio_ct.tokens.codec import MuLawCodec
 from audio_ct.tokens.store import TokenStore
 
+# Of each model on the page, by seed order; all waveforms are files beside it.
+MAX_PLAYERS = 8
+
 
 def compare(
     checkpoints: Sequence[Path | str],
@@ -99,7 +102,8 @@ def compare(
             entries[-1].setdefault("sampling_samples_per_second", speed)
     hearing = hearing_table(opened, codec, generated, split=split, seed=seed, report=report)
     rows = {kind: [row for row in hearing["rows"] if row["kind"] == kind] for kind in ("real", "model", "continued")}
-    seeds = [f"seed {seed + index}" for index in range(num_waveforms)]
+    num_players = min(num_waveforms, MAX_PLAYERS)
+    seeds = [f"seed {seed + index}" for index in range(num_players)]
     for entry, row in zip(entries, rows["model"], strict=True):
         entry["samples"] = _samples(row, seeds)
         entry["continuations"] = []
@@ -125,7 +129,7 @@ def compare(
         "differences": _differences(names, results, seed),
         "notes": _notes(models, device),
         "hearing": _without_sound(hearing),
-        "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_waveforms])},
+        "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_players])},
     }
     return write_page(comparison, out)
 

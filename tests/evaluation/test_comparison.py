@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_ct.evaluation import comparison
+
 pytestmark = pytest.mark.xdist_group("pitch")
 
 Command = Callable[..., int]
@@ -28,9 +30,9 @@ def record(out: Path) -> dict[str, Any]:
 
 
 def test_the_record_has_what_is_promised(page: Path) -> None:
-    comparison = record(page)
-    assert [model["name"] for model in comparison["models"]] == ["ct", "net"]
-    for model in comparison["models"]:
+    found = record(page)
+    assert [model["name"] for model in found["models"]] == ["ct", "net"]
+    for model in found["models"]:
         assert model["parameters"] > 0
         low, high = model["interval"]
         assert low <= model["bits_per_sample"] <= high
@@ -39,12 +41,12 @@ def test_the_record_has_what_is_promised(page: Path) -> None:
         assert model["sampling_samples_per_second"] > 0
         assert model["training_tokens_per_second"] > 0
         assert [point["tokens"] for point in model["curve"] if point["training_bits"] is not None] == [512, 1024]
-        assert sum(recording["tokens"] for recording in model["recordings"]) == comparison["tokens"]
-    (difference,) = comparison["differences"]
-    bits = [model["bits_per_sample"] for model in comparison["models"]]
+        assert sum(recording["tokens"] for recording in model["recordings"]) == found["tokens"]
+    (difference,) = found["differences"]
+    bits = [model["bits_per_sample"] for model in found["models"]]
     assert difference["bits"] == pytest.approx(bits[0] - bits[1])
     assert difference["interval"][0] <= difference["bits"] <= difference["interval"][1]
-    lines = comparison["reference_lines"]
+    lines = found["reference_lines"]
     assert lines["uniform"] == 8
     assert 0 < lines["linear_prediction"] < lines["order_2"] < 8
 
@@ -87,12 +89,19 @@ def test_a_few_waveforms_are_measured_and_what_takes_more_is_named(page: Path) -
     assert "--num 16" in (page / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_same_recipe_twice_is_numbered(trained: Trained, command: Command, tmp_path: Path) -> None:
-    arguments = ["--num", 1, "--seconds", 0.01, "--max-tokens", 1]
+def test_the_same_recipe_twice_is_numbered_and_a_page_has_a_few_players(
+    trained: Trained, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "MAX_PLAYERS", 1)
+    arguments = ["--num", 2, "--seconds", 0.01, "--max-tokens", 1]
     assert command("compare", trained("net"), trained("net"), "--out", tmp_path / "twice", *arguments) == 0
     first, second = record(tmp_path / "twice")["models"]
     assert (first["name"], second["name"]) == ("net-1", "net-2")
     assert first["bits_per_sample"] == second["bits_per_sample"]
+    assert len(list((tmp_path / "twice/samples").glob("*.wav"))) == 4
+    text = (tmp_path / "twice/index.html").read_text(encoding="utf-8")
+    assert text.count("<audio") == 3
+    assert "the first 1 of 2 waveforms, by seed" in text
 
 
 def test_what_cannot_be_compared_is_refused_before_any_work(
