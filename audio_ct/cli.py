@@ -35,7 +35,9 @@ WeightsOption = Annotated[
 MemoryOption = Annotated[Literal["float32", "bfloat16"], typer.Option("--memory", help="Type of what a model keeps.")]
 # Memories must fit into the machine's.
 MemoryLength = Annotated[int | None, typer.Option(min=0, max=1 << 20, help="Another length than in training.")]
-StoreAddress = Annotated[str | None, typer.Option("--store", help="The token store's place, if it has moved.")]
+StoreAddress = Annotated[
+    str | None, typer.Option("--store", help="The token store, if it has moved, or another of its rate and bits.")
+]
 Split = Annotated[str, typer.Option(help="Split of the corpus.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
 

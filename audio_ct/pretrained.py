@@ -1,5 +1,6 @@
 """Checkpoints as ready models, for sampling and evaluation."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from audio_ct.recipe import Recipe, parse_recipe
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.codec import Codec, make_codec
 from audio_ct.tokens.store import TokenStore
+
+logger = logging.getLogger("audio_ct")
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,29 @@ class Pretrained:
     codec: Codec
 
     def open_store(self, store: Path | str | None = None) -> TokenStore:
-        """Open the corpus that the model was trained on; `store` is its path or address, if no longer the recipe's.
+        """Open the corpus that the model was trained on, or another store of the same tokens.
+
+        Args:
+            store: path or address; by default the recipe's. One of other recordings is warned of.
 
         Raises:
-            InputError: if it is another.
+            InputError: if the recipe's store is no longer the one that the model was trained on, or the tokens of a
+                store that was named mean something else.
         """
         corpus = self.recipe.corpus
         opened = open_corpus(store or corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
-        if opened.digest != self.manifest.store_digest:
+        if opened.digest == self.manifest.store_digest:
+            return opened
+        if store is None:
             raise InputError(
-                f"corpus.store={opened.address!r} is not the store that {self.path} was trained on; name it by --store."
+                f"corpus.store={opened.address!r} is not the store that {self.label} was trained on; name that one, or "
+                "another of the same rate and bits, by --store."
             )
+        if opened.codec != self.codec:
+            raise InputError(
+                f"store={opened.address!r} holds {opened.codec}; {self.label} reads {self.codec}; name one of those."
+            )
+        logger.warning("%s is not the store that %s was trained on", opened.address, self.label)
         return opened
 
     @property

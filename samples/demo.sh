@@ -1,15 +1,30 @@
 #!/bin/sh
-# The whole road on synthetic speech: prepare, train three models, compare. Run by `make demo`; safe to run again.
+# Hear a model that was trained for hours; then the whole road on synthetic speech: prepare, train three models side by
+# side for a minute or two each, compare. Run by `make demo`; safe to run again.
 set -eu
 STORE=stores/demo
 RUNS=runs/demo
+
+echo "First to hear: a Compressive Transformer trained for hours on recorded letters and syllables, which comes with the"
+echo "package (samples/pretrained/syllables/README.md). It starts from silence and speaks no words:"
+audio-ct sample syllables --num 2 --seconds 1.5 --seed 1000 --compiled --out "$RUNS/syllables" --overwrite
+
+echo "Now three small models of a synthetic voice at 8 kHz, trained here from nothing:"
 if [ ! -e "$STORE" ]; then
     audio-ct prep demo --out "$STORE" --jobs 2
 fi
+pids=
+# The shell makes what runs beside it deaf to Ctrl-C.
+trap 'kill $pids 2>/dev/null; wait; exit 130' INT TERM
 for model in compressive_transformer transformer_xl wavenet; do
     if [ -e "$RUNS/$model" ]; then resume=--resume; else resume=; fi
     # shellcheck disable=SC2086
-    audio-ct train "recipes/demo/$model.yaml" --run-dir "$RUNS/$model" $resume
+    audio-ct train "recipes/demo/$model.yaml" --run-dir "$RUNS/$model" $resume &
+    pids="$pids $!"
 done
-audio-ct compare "$RUNS/compressive_transformer" "$RUNS/transformer_xl" "$RUNS/wavenet" \
-    --out "$RUNS/comparison" --num 2 --seconds 0.75 --title "Demo: three models of synthetic speech"
+for pid in $pids; do
+    wait "$pid"
+done
+trap - INT TERM
+audio-ct compare "$RUNS/compressive_transformer" "$RUNS/transformer_xl" "$RUNS/wavenet" --out "$RUNS/comparison" \
+    --num 2 --seconds 1 --prompt-seconds 0.5 --max-tokens 60000 --title "Demo: three models of synthetic speech"

@@ -13,7 +13,7 @@ COMMAND = [str(Path(sys.executable).parent / "audio-ct")]
 
 
 @pytest.mark.slow
-def test_one_second_is_learned_by_heart_and_spoken_back(tmp_path: Path) -> None:
+def test_three_seconds_are_learned_by_heart_and_spoken_back(tmp_path: Path) -> None:
     """Below 0.5 bits per sample, and a continuation nearer to the clip than the clip is to itself half moved."""
     store, run = tmp_path / "store", tmp_path / "run"
     subprocess.run([*COMMAND, "prep", "demo", "--out", str(store)], check=True)

@@ -61,7 +61,7 @@ def compare(
         seconds: length of each.
         prompt_seconds: each model also continues as many beginnings of the split's recordings, of this length.
         seed: of the first waveform, of the prompts and of the bootstrap.
-        store: the token store, where it is no longer where the recipes say.
+        store: the token store, where it is no longer where the recipes say; another of the same tokens is noted.
         title: of the page.
         report: called with a line for each thing done.
 
@@ -127,7 +127,7 @@ def compare(
         "reference_lines": reference_lines(choose_recordings(opened, split, max_tokens), cold_start_samples),
         "models": entries,
         "differences": _differences(names, results, seed),
-        "notes": _notes(models, device),
+        "notes": _notes(models, device, opened),
         "hearing": _without_sound(hearing),
         "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_players])},
     }
@@ -273,9 +273,14 @@ def _differences(names: Sequence[str], results: Sequence[Likelihood], seed: int)
     return differences
 
 
-def _notes(models: Sequence[Pretrained], device: torch.device) -> list[str]:
+def _notes(models: Sequence[Pretrained], device: torch.device, store: TokenStore) -> list[str]:
     """The machine that the comparison ran on, and all that makes it less than fair."""
     notes = [f"Evaluation and sampling ran on {device.type} with {torch.get_num_threads()} threads."]
+    if store.digest != models[0].manifest.store_digest:
+        notes.append(
+            f"{store.name} is not the store that the models were trained on: its recordings may be ones that they have "
+            "heard in training, or of voices that they have not."
+        )
     for label, values in (
         ("tokens trained", [model.manifest.tokens for model in models]),
         ("precision", [model.recipe.training.precision for model in models]),

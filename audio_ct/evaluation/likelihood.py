@@ -234,13 +234,13 @@ def evaluate(
         split: "train", "validation" or "test".
         max_tokens: whole recordings, spread over the split, until they hold so many samples; by default all.
         cold_start_samples: first samples of each recording, scored apart.
-        store: the token store, where it is no longer where the recipe says.
+        store: the token store, where it is no longer where the recipe says, or another of the same tokens.
         memory: type of the states.
         at_bits: score the mu-law codes of so few bits that hold the tokens, so that models of finer and of coarser
             tokens can be compared; the model reads tokens as fine as ever.
 
     Raises:
-        InputError: if the store is not the one the model was trained on, has no such split or no finer mu-law tokens,
+        InputError: if the store holds other tokens than the model reads, has no such split or no finer mu-law tokens,
             or nothing is scored.
 
     Example:

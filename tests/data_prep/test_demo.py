@@ -35,7 +35,7 @@ def test_the_store_is_synthetic_and_the_same_each_time(tmp_path: Path, monkeypat
     monkeypatch.setattr(
         Path, "read_text", lambda path, **how: shortened if path.name == "demo_text.txt" else read_text(path, **how)
     )
-    monkeypatch.setattr(demo, "SPEAKER_RATIOS", {"alder": 0.84, "birch": 0.95})
+    monkeypatch.setattr(demo, "SENTENCES_PER_TASK", 2)
     summaries = [
         prepare(demo.CORPUS, None, tmp_path / name, options=options_for(demo.CORPUS, jobs=1)) for name in ("a", "b")
     ]
@@ -43,8 +43,9 @@ def test_the_store_is_synthetic_and_the_same_each_time(tmp_path: Path, monkeypat
     store = TokenStore.open(tmp_path / "a")
     store.verify()
     assert store.corpus["synthetic"] is True
+    assert store.codec.sample_rate_hz == 8000
     recordings = list(itertools.chain.from_iterable(store.recordings(split) for split in store.splits))
-    assert {recording.speaker for recording in recordings} == set(demo.SPEAKER_RATIOS)
+    assert {recording.speaker for recording in recordings} == {demo.SPEAKER}
     assert {recording.text for recording in recordings} == set(shortened.splitlines())
     assert all(len(np.unique(store.tokens(split, 0))) > 50 for split in store.splits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

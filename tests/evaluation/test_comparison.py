@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_ct.corpora.subsets import subset
 from audio_ct.evaluation import comparison
+from audio_ct.tokens.store import TokenStore
+from data_prep.folder import CORPUS
+from data_prep.options import PrepOptions
+from data_prep.skeleton import prepare
 
 pytestmark = pytest.mark.xdist_group("pitch")
 
@@ -119,6 +124,27 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
         assert message in printed.err
         assert not printed.out
         assert not out.exists()
+
+
+def test_a_store_of_other_recordings_is_scored_and_said_one_of_other_tokens_is_refused(
+    trained: Trained,
+    command: Command,
+    store_path: Path,
+    recordings_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    part = subset(TokenStore.open(store_path), tmp_path / "part", splits=["train", "test"])
+    arguments = ["--num", 1, "--seconds", 0.01, "--max-tokens", 1, "--out", tmp_path / "page"]
+    assert command("compare", trained("net"), "--store", part.address, *arguments) == 0
+    note = "part is not the store that the models were trained on"
+    assert any(note in each for each in record(tmp_path / "page")["notes"])
+    assert any("is not the store that" in message for message in caplog.messages)
+    prepare(CORPUS, recordings_folder, tmp_path / "slow", options=PrepOptions(sample_rate_hz=8000, jobs=1))
+    capsys.readouterr()
+    assert command("evaluate", trained("net"), "--store", tmp_path / "slow") == 2
+    assert "sample_rate_hz=8000, bits=8); " in capsys.readouterr().err
 
 
 def test_one_recording_has_no_interval_and_json_stays_json(
