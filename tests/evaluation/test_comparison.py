@@ -1,6 +1,7 @@
 """Two checkpoints on one page, through the real command."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 from audio_ct.evaluation import comparison
+from audio_ct.locks import LOCK_FILE, hold
 
 pytestmark = pytest.mark.xdist_group("pitch")
 
@@ -112,13 +114,24 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     capsys.readouterr()
     for checkpoints, out, message in (
         (models, tmp_path / "mixed", "was trained on another corpus than"),
-        (models[:1], tmp_path / "file/page", "cannot be made: Not a directory; choose a writable place."),
+        (models[:1], tmp_path / "file/page", "cannot be made or written: Not a directory; choose a writable place."),
     ):
         assert command("compare", *checkpoints, "--out", out) == 2
         printed = capsys.readouterr()
         assert message in printed.err
         assert not printed.out
         assert not out.exists()
+
+
+def test_two_comparisons_never_write_to_one_folder(
+    trained: Trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = trained("net"), tmp_path / "out"
+    capsys.readouterr()
+    with hold(out, name="the other"):
+        assert command("compare", model, "--out", out) == 2
+        assert [path.name for path in out.iterdir()] == [LOCK_FILE]
+    assert f"out={str(out)!r} is in use by process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_one_recording_has_no_interval_and_json_stays_json(

@@ -21,6 +21,7 @@ from torch import Tensor
 from audio_ct import checkpoint, pretrained
 from audio_ct.corpora.shard_writer import Part, write_parts
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
+from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import ModelOutput, TokenModel
@@ -404,6 +405,23 @@ def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     found = train(recipe(store_path, WAVENET, steps=2), tmp_path / "other", resume=True)
     assert checkpoint.read_manifest(found).step == 2
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_processes_never_train_in_one_folder(store_path: Path, tiny_run: Path, tmp_path: Path) -> None:
+    # Of the other process, which is in the middle of writing a checkpoint.
+    (tiny_run / "checkpoints/step-00000004.tmp-7").mkdir()
+    (tiny_run / "checkpoints/step-00000004.tmp-7/model.safetensors").touch()
+    for folder, resume in ((tiny_run, True), (tiny_run, False), (tmp_path / "new", False)):
+        with hold(folder, name="the other"):
+            before = contents(folder)
+            with pytest.raises(InputError, match=rf"^--run-dir '.*' is in use by process {os.getpid()} on \S+, or"):
+                train(recipe(store_path, steps=4), folder, resume=resume)
+            assert contents(folder) == before
+    assert checkpoint.read_manifest(train(recipe(store_path, steps=4), tiny_run, resume=True)).step == 4
 
 
 @pytest.mark.parametrize(
