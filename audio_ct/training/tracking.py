@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from audio_ct.durable import write_whole
 from audio_ct.recipe import TrackingRecipe
 from audio_ct.record import METRICS_FILE, Record
+from audio_ct.training.mlflow_database import database_path, ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -292,9 +293,14 @@ def default_uri(run_folder: Path) -> str:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """Make mlflow's client of a store; it gives up on a server after 10 s unless the environment says otherwise."""
+    """Make mlflow's client of a store; it gives up on a server after 10 s unless the environment says otherwise.
+
+    Where the store is a sqlite database that is not there, or that is broken, a new one is made.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if (path := database_path(uri)) is not None:
+        ensure_database(path)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -302,13 +308,22 @@ def connect(uri: str) -> "MlflowClient":
 
 def experiment_id(client: "MlflowClient", experiment: str, uri: str) -> str:
     """The id of mlflow's experiment of a name, made where it is missing; a sqlite store keeps artifacts beside it."""
+    from mlflow.exceptions import MlflowException
+
     known = client.get_experiment_by_name(experiment)
     if known is not None:
         return str(known.experiment_id)
-    location: str | None = None
-    if uri.startswith("sqlite:///"):
-        location = str(Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
-    return client.create_experiment(experiment, artifact_location=location)
+    path = database_path(uri)
+    try:
+        return client.create_experiment(
+            experiment, artifact_location=None if path is None else str(path.parent / "mlartifacts")
+        )
+    except MlflowException:
+        # Another run may have made it in the meantime.
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            raise
+        return str(known.experiment_id)
 
 
 def write_note(path: Path, uri: str, **values: str | int) -> None:
