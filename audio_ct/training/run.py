@@ -19,7 +19,7 @@ from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, num_parameters
 from audio_ct.provenance import commit
-from audio_ct.recipe import Recipe, flat, parse_recipe
+from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
 from audio_ct.storage import is_remote
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
@@ -187,9 +187,11 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     """Set a run up at its start or, resumed, where its newest checkpoint stands. Nothing is written.
 
     Raises:
-        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
+        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, or an address in
+            the recipe holds a password.
         DamagedError: if the checkpoint does not fit its recipe.
     """
+    refuse_passwords(recipe)
     loaded = _newest_checkpoint(folder, resume)
     store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
     # What is elsewhere is verified shard by shard, as it is fetched.

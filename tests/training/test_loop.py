@@ -25,7 +25,7 @@ from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import ModelOutput, TokenModel
-from audio_ct.recipe import Recipe, parse_recipe
+from audio_ct.recipe import Recipe, parse_recipe, refuse_passwords
 from audio_ct.record import read_record
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.store_builder import TokenStoreBuilder
@@ -405,6 +405,37 @@ def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     found = train(recipe(store_path, WAVENET, steps=2), tmp_path / "other", resume=True)
     assert checkpoint.read_manifest(found).step == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "remedy"),
+    [
+        ("tracking.uri=https://ann:s3cret@host/mlflow", "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.uri=postgresql://ann:s3c@ret@host/mlflow", "tracking.uri", "PGPASSWORD"),
+        ("tracking.uri=postgresql://host/mlflow?password=s3cret", "tracking.uri", "PGPASSWORD"),
+        ("corpus.store=ftp://ann:s3cret@host/store", "corpus.store", "FSSPEC_FTP_PASSWORD"),
+    ],
+)
+def test_a_password_is_never_stored(store_path: Path, tmp_path: Path, change: str, key: str, remedy: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} must hold no password, .*{remedy}") as refused:
+        train(recipe(store_path, WAVENET, change), tmp_path / "run")
+    assert "s3c" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "postgresql://ann@host:5432/a:b", "sqlite:///runs/a@b.db"])
+def test_an_address_without_a_password_is_taken(store_path: Path, uri: str) -> None:
+    refuse_passwords(recipe(store_path, WAVENET, f"tracking.uri={uri}"))
+
+
+def test_a_run_that_was_stored_with_a_password_is_resumed_without(store_path: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "refuse_passwords", lambda recipe: None)
+        uri = "tracking.uri=http://ann:s3cret@127.0.0.1:9"
+        train(recipe(store_path, WAVENET, uri, "tracking.enabled=false", steps=2), tmp_path)
+    assert pretrained.load(tmp_path).recipe.name == "tiny"
+    found = train(recipe(store_path, WAVENET, steps=4), tmp_path, resume=True)
+    assert b"s3cret" not in (found / "recipe.yaml").read_bytes() + (tmp_path / "recipe.yaml").read_bytes()
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
