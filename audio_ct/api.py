@@ -66,7 +66,9 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         The last checkpoint.
 
     Raises:
-        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
+        InputError: if the folder already holds a run, another process trains there, or the resumed run's recipe or
+            corpus is another.
+        MissingError: if there is nothing to resume.
         NotFiniteError: after too many losses or gradients in a row that are not finite.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
 

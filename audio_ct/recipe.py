@@ -1,6 +1,7 @@
 """Recipes: one YAML file says everything about a run, and is checked whole before anything is loaded."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +17,9 @@ MAX_RECIPE_BYTES = 1 << 16
 # Bounds of what is sampled, here and in `audio_ct.sampling`.
 MAX_WAVEFORMS = 4096
 MAX_TEMPERATURE = 100
+
+# In an address: user:password@host, or ?password=...
+PASSWORD = re.compile(r"//[^/@\s]*:[^/\s]*@|[?&]password=")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -239,6 +243,18 @@ def parse_recipe(
     for override in overrides:
         values = strict_yaml.merge(values, strict_yaml.read_override(override))
     return strict_yaml.validate(Recipe, values, name=name)
+
+
+def refuse_passwords(recipe: Recipe) -> None:
+    """Raise InputError if an address holds a password: a recipe is stored with its run and in every checkpoint."""
+    of_tracking = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of a database its own, as PGPASSWORD)"
+    of_store = "set it for fsspec, as FSSPEC_FTP_PASSWORD for ftp://"
+    for key, address, remedy in (
+        ("tracking.uri", recipe.tracking.uri, of_tracking),
+        ("corpus.store", recipe.corpus.store, of_store),
+    ):
+        if address is not None and PASSWORD.search(address):
+            raise InputError(f"{key} must hold no password, for it is stored with the run: leave it out and {remedy}.")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

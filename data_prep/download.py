@@ -23,8 +23,8 @@ import requests
 
 from audio_ct.durable import synchronise, write_whole
 from audio_ct.errors import AudioCTError
+from audio_ct.locks import clear, hold
 from audio_ct.progress import Progress
-from audio_ct.tokens.store_lock import lock_folder
 from data_prep.corpus import Archive
 
 # In the folder, so that one look tells what is there; hidden, so that no corpus takes it for its own.
@@ -72,7 +72,7 @@ def fetch(archives: Iterable[Archive], folder: Path, *, progress: bool) -> Path:
     if all(archive.known_hash in _unpacked(place) for archive in wanted) and not beside.exists():
         return folder
     try:
-        with lock_folder(beside, place):
+        with hold(beside, name=repr(str(place)), use="being downloaded"):
             for archive in wanted:
                 if archive.known_hash in _unpacked(place):
                     continue
@@ -85,7 +85,7 @@ def fetch(archives: Iterable[Archive], folder: Path, *, progress: bool) -> Path:
                     raise
                 _install(beside / "unpacked", place, archive)
                 file.unlink()
-            shutil.rmtree(beside)
+            clear(beside)
     except AudioCTError:
         raise
     except OSError as error:

@@ -12,7 +12,6 @@ import torch
 
 from audio_ct import __version__
 from audio_ct.device import choose_device
-from audio_ct.durable import make_folder
 from audio_ct.errors import InputError
 from audio_ct.evaluation.bootstrap import paired_difference
 from audio_ct.evaluation.hearing_table import Generated, hearing_table
@@ -20,6 +19,7 @@ from audio_ct.evaluation.likelihood import Likelihood, choose_recordings, evalua
 from audio_ct.evaluation.page import write_page
 from audio_ct.evaluation.reference_lines import reference_lines
 from audio_ct.evaluation.windows import Windows, real_windows
+from audio_ct.locks import hold
 from audio_ct.models.token_model import num_parameters
 from audio_ct.pretrained import Pretrained, load
 from audio_ct.provenance import commit
@@ -69,8 +69,8 @@ def compare(
         The page.
 
     Raises:
-        InputError: if a value is out of range, models were trained on different corpora or on bytes, or `out` cannot be
-            written.
+        InputError: if a value is out of range, models were trained on different corpora or on bytes, another process
+            writes to `out`, or it cannot be written.
 
     Example:
         >>> runs = ["runs/wavenet", "runs/faster"]
@@ -85,53 +85,57 @@ def compare(
         raise InputError(f"num={num_waveforms} must be at least 1.")
     opened = models[0].open_store(store)
     prompts = _prompts(opened, codec, split, num_waveforms, num_samples, prompt_seconds, seed)
-    make_folder(out)
-    results: list[Likelihood] = []
-    entries: list[dict[str, Any]] = []
-    generated: list[Generated] = []
-    for name, model in zip(names, models, strict=True):
-        result = evaluate(model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store)
-        report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
-        results.append(result)
-        entries.append({"name": name, **_describe(model, result, summary(result, split, seed))})
-        for given in (None,) if prompts is None else (None, prompts):
-            waveforms, speed = _generate(
-                model, codec, out / "samples", name, num_waveforms, num_samples, seed, given, report
+    with hold(out, name=f"out={str(out)!r}"):
+        results: list[Likelihood] = []
+        entries: list[dict[str, Any]] = []
+        generated: list[Generated] = []
+        for name, model in zip(names, models, strict=True):
+            result = evaluate(
+                model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store
             )
-            generated.append(Generated("model" if given is None else "continued", name, waveforms))
-            entries[-1].setdefault("sampling_samples_per_second", speed)
-    hearing = hearing_table(opened, codec, generated, split=split, seed=seed, report=report)
-    rows = {kind: [row for row in hearing["rows"] if row["kind"] == kind] for kind in ("real", "model", "continued")}
-    num_players = min(num_waveforms, MAX_PLAYERS)
-    seeds = [f"seed {seed + index}" for index in range(num_players)]
-    for entry, row in zip(entries, rows["model"], strict=True):
-        entry["samples"] = _samples(row, seeds)
-        entry["continuations"] = []
-    if prompts is not None:
-        for entry, row in zip(entries, rows["continued"], strict=True):
-            entry["continuations"] = _continuations(row, seeds, prompts, codec)
-    report("counting for the reference lines")
-    comparison = {
-        "title": title,
-        "split": split,
-        "store": opened.name,
-        "store_digest": opened.digest,
-        "tokens": int(results[0].tokens.sum()),
-        "cold_start_samples": cold_start_samples,
-        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
-        "commit": commit(),
-        "synthetic": bool(opened.corpus.get("synthetic", False)),
-        "sample_rate_hz": codec.sample_rate_hz,
-        "bits": codec.bits,
-        "reference_lines": reference_lines(choose_recordings(opened, split, max_tokens), cold_start_samples),
-        "models": entries,
-        "differences": _differences(names, results, seed),
-        "notes": _notes(models, device, opened),
-        "hearing": _without_sound(hearing),
-        "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_players])},
-    }
-    return write_page(comparison, out)
+            report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
+            results.append(result)
+            entries.append({"name": name, **_describe(model, result, summary(result, split, seed))})
+            for given in (None,) if prompts is None else (None, prompts):
+                waveforms, speed = _generate(
+                    model, codec, out / "samples", name, num_waveforms, num_samples, seed, given, report
+                )
+                generated.append(Generated("model" if given is None else "continued", name, waveforms))
+                entries[-1].setdefault("sampling_samples_per_second", speed)
+        hearing = hearing_table(opened, codec, generated, split=split, seed=seed, report=report)
+        rows = {
+            kind: [row for row in hearing["rows"] if row["kind"] == kind] for kind in ("real", "model", "continued")
+        }
+        num_players = min(num_waveforms, MAX_PLAYERS)
+        seeds = [f"seed {seed + index}" for index in range(num_players)]
+        for entry, row in zip(entries, rows["model"], strict=True):
+            entry["samples"] = _samples(row, seeds)
+            entry["continuations"] = []
+        if prompts is not None:
+            for entry, row in zip(entries, rows["continued"], strict=True):
+                entry["continuations"] = _continuations(row, seeds, prompts, codec)
+        report("counting for the reference lines")
+        comparison = {
+            "title": title,
+            "split": split,
+            "store": opened.name,
+            "store_digest": opened.digest,
+            "tokens": int(results[0].tokens.sum()),
+            "cold_start_samples": cold_start_samples,
+            "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "version": __version__,
+            "commit": commit(),
+            "synthetic": bool(opened.corpus.get("synthetic", False)),
+            "sample_rate_hz": codec.sample_rate_hz,
+            "bits": codec.bits,
+            "reference_lines": reference_lines(choose_recordings(opened, split, max_tokens), cold_start_samples),
+            "models": entries,
+            "differences": _differences(names, results, seed),
+            "notes": _notes(models, device, opened),
+            "hearing": _without_sound(hearing),
+            "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_players])},
+        }
+        return write_page(comparison, out)
 
 
 def _names(models: Sequence[Pretrained]) -> list[str]:

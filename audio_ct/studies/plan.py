@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_ct.errors import InputError, MissingError
-from audio_ct.recipe import Recipe, flat, parse_recipe, read_recipe
+from audio_ct.recipe import Recipe, flat, parse_recipe, read_recipe, refuse_passwords
 from audio_ct.training.tracking import default_uri
 
 BASE_FILE = "base.yaml"
@@ -165,6 +165,7 @@ def _read_variants(folder: Path, settings: Sequence[str]) -> list[Variant]:
     for path in paths:
         try:
             variants.append(_read_variant(path, base, settings))
+            refuse_passwords(variants[-1].recipe)
         except InputError as error:
             faults += str(error).splitlines()
     if faults:

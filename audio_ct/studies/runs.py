@@ -54,11 +54,11 @@ class Commands:
 
     Args:
         stop: the requests.
-        lock: an open file, which the commands hold as long as they live.
+        lock: the descriptor of the study's lock, which the commands hold as long as they live.
         jobs: commands side by side, which share the processor's cores.
     """
 
-    def __init__(self, stop: Stop, lock: IO[bytes], jobs: int) -> None:
+    def __init__(self, stop: Stop, lock: int, jobs: int) -> None:
         self.stop = stop
         self._lock = lock
         self._jobs = jobs
@@ -82,7 +82,7 @@ class Commands:
                 stderr=log,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | self._threads(run),
                 start_new_session=True,
-                pass_fds=[self._lock.fileno()],
+                pass_fds=[self._lock],
             )
         requests_passed_on = 0
         while True:

@@ -1,17 +1,15 @@
 """A study from its folder to its table, in the order in which it happens."""
 
-import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import torch
 
 from audio_ct import __version__
 from audio_ct.errors import AudioCTError, InputError
+from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.token_model import num_parameters
 from audio_ct.provenance import commit
@@ -22,7 +20,6 @@ from audio_ct.studies.report import REPORT_FILES, summarise, write_figures, writ
 from audio_ct.studies.runs import Commands, Outcome, carry_out, outcome, refusals
 from audio_ct.tokens.clip import open_corpus
 
-LOCK_FILE = "study.lock"
 STOPPING = "stopping once running commands have written checkpoints; signal again to end them at once"
 
 
@@ -40,7 +37,8 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
 
     Raises:
         MissingError: if the folder, its recipes or the token store are not there.
-        InputError: if recipes have faults, or `out` holds runs of other recipes: all of them at once, before any run.
+        InputError: if recipes have faults, or `out` holds runs of other recipes: all of them at once, before any run;
+            or if another study works in `out`.
         KeyboardInterrupt: after SIGINT or SIGTERM, once running commands have written their checkpoints.
     """
     study = read_study(folder, out, options)
@@ -49,8 +47,8 @@ def run_study(folder: Path, out: Path, options: StudyOptions, *, report: Callabl
     # Raises where the corpus has no such split.
     store.recordings(options.split)
     parameters = _parameters(study, store.vocabulary_size)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out) as lock, stop_on_signals(STOPPING) as stop:
+    # Commands that outlive this process hold the folder on.
+    with hold(out, name=f"--out {str(out)!r}") as lock, stop_on_signals(STOPPING) as stop:
         if faults := [fault for run in study.runs for fault in refusals(run, store.digest)]:
             raise InputError("\n".join(faults))
         study = _track(study)
@@ -121,20 +119,3 @@ def _line(result: Outcome, unit: str) -> str:
     speed = result.figures["training_tokens_per_second"]
     trained = "" if speed is None else f", trained at {speed:,.0f} tokens/s"
     return f"{result.run.name}: {result.figures['bits_per_sample']:.4f} bits per {unit}{trained}"
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[IO[bytes]]:
-    """Hold a study's folder; commands that outlive this process hold it on.
-
-    Raises:
-        InputError: if another process does.
-    """
-    with (out / LOCK_FILE).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"--out {str(out)!r} is in use by another study, or by a run that one left behind; wait for its end."
-            ) from error
-        yield file

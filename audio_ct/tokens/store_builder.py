@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 
 from audio_ct.durable import install
 from audio_ct.errors import InputError
+from audio_ct.locks import LOCK_FILE, clear, hold
 from audio_ct.storage import LocalStorage, ObjectStorage, is_remote
 from audio_ct.tokens.codec import Codec
 from audio_ct.tokens.store import (
@@ -25,7 +26,7 @@ from audio_ct.tokens.store import (
     cover,
     token_dtype,
 )
-from audio_ct.tokens.store_lock import lock_folder, lock_object
+from audio_ct.tokens.store_lock import lock_object
 
 MANIFEST = "corpus.json"
 # What is only there while the store is made.
@@ -90,7 +91,7 @@ class TokenStoreBuilder:
             if self._remote is not None:
                 held.enter_context(lock_object(self._remote, f"{WORK}/lock.json"))
             else:
-                held.enter_context(lock_folder(self._folder, Path(self.address)))
+                held.enter_context(hold(self._folder, name=repr(self.address), use="being prepared"))
                 if self._replaced.exists() and not Path(self.address).exists():
                     self._replaced.rename(self.address)
             self._refuse_existing()
@@ -111,8 +112,7 @@ class TokenStoreBuilder:
     def empty(self) -> None:
         """Remove all that is in the making."""
         if self._remote is None:
-            for entry in list(self._folder.iterdir()):
-                self.storage.remove(entry.name)
+            clear(self._folder)
             return
         for name in self._remote.sizes():
             if name != f"{WORK}/lock.json":
@@ -188,9 +188,11 @@ class TokenStoreBuilder:
             self.storage.write(MANIFEST, manifest)
             if self._remote is None:
                 self.storage.remove(WORK)
-                for name in set(self.storage.sizes()) - {MANIFEST, f"{MANIFEST}.sha256", *self._names()}:
+                for name in set(self.storage.sizes()) - {MANIFEST, f"{MANIFEST}.sha256", LOCK_FILE, *self._names()}:
                     self.storage.remove(name)
                 install(self._folder, Path(self.address), replaced=self._replaced)
+                # It has come along. Removed before, it would let another builder into the folder.
+                Path(self.address, LOCK_FILE).unlink()
                 LocalStorage(self._replaced.parent).remove(self._replaced.name)
         except OSError as error:
             raise InputError(

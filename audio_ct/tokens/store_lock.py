@@ -1,14 +1,12 @@
-"""Locks on a store in the making, so that two preparations of one store do not mix."""
+"""A lock on a store in the making in object storage, so that two preparations of one store do not mix."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from audio_ct.errors import InputError
 from audio_ct.storage import ObjectStorage
@@ -16,38 +14,6 @@ from audio_ct.storage import ObjectStorage
 RENEW_SECONDS = 60.0
 # An owner that has not been heard of for so long is taken for dead.
 STALE_SECONDS = 300.0
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path, place: Path) -> Iterator[None]:
-    """Make a folder and hold a lock on it, which ends with the process.
-
-    Args:
-        folder: In which the store is made.
-        place: Where it shall stand, for messages.
-
-    Raises:
-        InputError: If another process holds it, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InputError(f"{str(place)!r} cannot be made: {error.strerror}; choose a writable place.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The former owner may have renamed or removed the folder between our open and our lock.
-            if os.fstat(lock).st_ino != folder.stat().st_ino:
-                raise BlockingIOError
-        except OSError as error:
-            raise InputError(f"{str(place)!r} is being prepared by another process; wait for it or end it.") from error
-        yield
-    finally:
-        # One that holds nothing is of no use to anyone.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from audio_ct.recipe import Recipe
 from audio_ct.signals import stop_on_signals
 from audio_ct.tokens.store import TokenStore
 from audio_ct.training.optimizer import clip_gradients, learning_rate, update_every
-from audio_ct.training.run import Run, begin, save, track
+from audio_ct.training.run import Run, begin, hold_run, save, track
 from audio_ct.training.tracking import Tracker
 
 Validate = Callable[[Recipe, TokenModel, TokenStore], dict[str, float | None]]
@@ -45,7 +45,9 @@ def train(
         make_samples: writes samples of a model at a step to a folder and lists the files, for the tracker.
 
     Raises:
-        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
+        InputError: if the folder already holds a run, another process trains there, or the resumed run's recipe or
+            corpus is another.
+        MissingError: if there is nothing to resume.
         NotFiniteError: after too many losses or gradients in a row that are not finite.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written; a second signal stops at once.
     """
@@ -53,14 +55,14 @@ def train(
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
     precision = getattr(torch, training.precision)
-    run = begin(recipe, run_folder, resume=resume)
-    model, lanes, figures = run.model, run.lanes, run.figures
-    forward = torch.compile(model) if training.compile else model
     with (
-        track(run, resume=resume) as tracker,
+        hold_run(run_folder, resume=resume),
+        track(run := begin(recipe, run_folder, resume=resume), resume=resume) as tracker,
         stop_on_signals(STOPPING, after_first="restore") as stop,
         Progress(recipe.name, training.num_steps, unit="steps", done=run.step) as progress,
     ):
+        model, lanes, figures = run.model, run.lanes, run.figures
+        forward = torch.compile(model) if training.compile else model
         while not run.is_done and stop.asked == 0:
             updated_at, every = run.step, update_every(training.update_every, run.step)
             # Never left between these windows: the gradient so far would be in no checkpoint.

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
 from audio_ct.device import choose_device, emulates_bfloat16
 from audio_ct.errors import DamagedError, InputError, MissingError
+from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, num_parameters
 from audio_ct.provenance import commit
-from audio_ct.recipe import Recipe, flat, parse_recipe
+from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
 from audio_ct.storage import is_remote
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
@@ -168,14 +170,28 @@ class Run:
         return self.tokens / self.figures.seconds if self.figures.seconds else None
 
 
+def hold_run(folder: Path, *, resume: bool) -> AbstractContextManager[int]:
+    """Make a run's folder where it is missing, and let no other process train there.
+
+    Raises:
+        InputError: if another process does, or the folder cannot be written.
+        MissingError: if there is nothing to resume.
+    """
+    option = f"--run-dir {str(folder)!r}"
+    if resume and not folder.is_dir():
+        raise MissingError(f"{option} is not there, so nothing can be resumed; leave out --resume.")
+    return hold(folder, name=option)
+
+
 def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     """Set a run up at its start or, resumed, where its newest checkpoint stands. Nothing is written.
 
     Raises:
-        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
-        MissingError: if there is nothing to resume.
+        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, or an address in
+            the recipe holds a password.
         DamagedError: if the checkpoint does not fit its recipe.
     """
+    refuse_passwords(recipe)
     loaded = _newest_checkpoint(folder, resume)
     store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
     # What is elsewhere is verified shard by shard, as it is fetched.
@@ -312,8 +328,6 @@ def _newest_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
         if has_checkpoints:
             raise InputError(f"--run-dir {str(folder)!r} already holds a run; add --resume or name another folder.")
         return None
-    if not folder.is_dir():
-        raise MissingError(f"--run-dir {str(folder)!r} is not there, so nothing can be resumed; leave out --resume.")
     return checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from audio_ct.durable import write_whole
 from audio_ct.recipe import TrackingRecipe
 from audio_ct.record import METRICS_FILE, Record
+from audio_ct.training.mlflow_database import database_path, ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,6 +35,8 @@ SYSTEM_METRICS_SECONDS = 10.0
 MAX_RETRY_SECONDS = 60.0
 MAX_METRICS_PER_BATCH = 900  # mlflow takes 1000
 MAX_PARAMETERS_PER_BATCH = 100
+# What a store that does not answer may keep waiting, such as files of samples: the first ones describe the run.
+MAX_WAITING_CALLS = 1000
 
 logger = logging.getLogger("audio_ct")
 
@@ -105,7 +108,7 @@ class Tracker:
 
     def _enqueue(self, call: Call) -> None:
         if self._sender is not None:
-            self._sender.calls.append(call)
+            self._sender.enqueue(call)
 
 
 class _Sender:
@@ -121,7 +124,8 @@ class _Sender:
         # How far the mlflow run and the reading of the record have come: a step, and the number of its lines.
         self._sent, self._seen = (-1, 0), (-1, 0)
         self._offset_bytes = 0
-        self.calls: deque[Call] = deque()
+        self._calls: deque[Call] = deque()
+        self._has_dropped = False
         self._monitors: list[Any] = []
         self._next_system_time = 0.0
         self._first_warning = threading.Lock()
@@ -129,6 +133,19 @@ class _Sender:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
+
+    def enqueue(self, call: Call) -> None:
+        """Send something in its turn; where MAX_WAITING_CALLS wait already, drop it, and say so the first time."""
+        if len(self._calls) < MAX_WAITING_CALLS:
+            self._calls.append(call)
+        elif not self._has_dropped:
+            self._has_dropped = True
+            logger.warning(
+                "tracking: %d tags and files wait for %s; what follows is left out there, and is in %s only",
+                MAX_WAITING_CALLS,
+                without_password(self._uri),
+                self._record_path.parent,
+            )
 
     def finish(self, status: str) -> None:
         self._status = status
@@ -168,9 +185,9 @@ class _Sender:
 
     def _send_all(self) -> None:
         client = self._client or self._open()
-        while self.calls:
-            self._drop_if_refused(lambda: self.calls[0](client, self._run_id))
-            self.calls.popleft()
+        while self._calls:
+            self._drop_if_refused(lambda: self._calls[0](client, self._run_id))
+            self._calls.popleft()
         while self._send_lines(client):
             pass
         if time.monotonic() >= self._next_system_time:
@@ -292,9 +309,14 @@ def default_uri(run_folder: Path) -> str:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """Make mlflow's client of a store; it gives up on a server after 10 s unless the environment says otherwise."""
+    """Make mlflow's client of a store; it gives up on a server after 10 s unless the environment says otherwise.
+
+    Where the store is a sqlite database that is not there, or that is broken, a new one is made.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if (path := database_path(uri)) is not None:
+        ensure_database(path)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -302,13 +324,22 @@ def connect(uri: str) -> "MlflowClient":
 
 def experiment_id(client: "MlflowClient", experiment: str, uri: str) -> str:
     """The id of mlflow's experiment of a name, made where it is missing; a sqlite store keeps artifacts beside it."""
+    from mlflow.exceptions import MlflowException
+
     known = client.get_experiment_by_name(experiment)
     if known is not None:
         return str(known.experiment_id)
-    location: str | None = None
-    if uri.startswith("sqlite:///"):
-        location = str(Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
-    return client.create_experiment(experiment, artifact_location=location)
+    path = database_path(uri)
+    try:
+        return client.create_experiment(
+            experiment, artifact_location=None if path is None else str(path.parent / "mlartifacts")
+        )
+    except MlflowException:
+        # Another run may have made it in the meantime.
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            raise
+        return str(known.experiment_id)
 
 
 def write_note(path: Path, uri: str, **values: str | int) -> None:

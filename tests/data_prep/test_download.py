@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from audio_ct.errors import InputError
-from audio_ct.tokens.store_lock import lock_folder
+from audio_ct.locks import hold
 from data_prep import download
 from data_prep.corpus import Archive
 from data_prep.download import MARKER, DownloadError, fetch
@@ -392,8 +392,8 @@ def test_places_that_cannot_be_used(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="is damaged"):
         fetch([server.archive()], tmp_path / "damaged", progress=False)
     with (
-        lock_folder(tmp_path / "corpus.download", tmp_path / "corpus"),
-        pytest.raises(InputError, match="another process"),
+        hold(tmp_path / "corpus.download", name="corpus"),
+        pytest.raises(InputError, match=f"is being downloaded by process {os.getpid()}"),
     ):
         fetch([server.archive()], tmp_path / "corpus", progress=False)
     (tmp_path / "empty").mkdir()

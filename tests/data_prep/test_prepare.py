@@ -251,7 +251,7 @@ def test_two_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
     process = start(corpus, tmp_path / "store", jobs=1)
     wait_for(lambda: encoded(tmp_path) >= 1)
     process.send_signal(signal.SIGSTOP)
-    with pytest.raises(InputError, match="is being prepared by another process"):
+    with pytest.raises(InputError, match=f"is being prepared by process {process.pid} on "):
         prepare(corpus, tmp_path / "store", remove_dc=True)
     process.send_signal(signal.SIGCONT)
     process.communicate()

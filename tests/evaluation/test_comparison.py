@@ -1,6 +1,7 @@
 """Two checkpoints on one page, through the real command."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import soundfile
 
 from audio_ct.corpora.subsets import subset
 from audio_ct.evaluation import comparison
+from audio_ct.locks import LOCK_FILE, hold
 from audio_ct.tokens.store import TokenStore
 from data_prep.folder import CORPUS
 from data_prep.options import PrepOptions
@@ -117,7 +119,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     capsys.readouterr()
     for checkpoints, out, message in (
         (models, tmp_path / "mixed", "was trained on another corpus than"),
-        (models[:1], tmp_path / "file/page", "cannot be made: Not a directory; choose a writable place."),
+        (models[:1], tmp_path / "file/page", "cannot be made or written: Not a directory; choose a writable place."),
     ):
         assert command("compare", *checkpoints, "--out", out) == 2
         printed = capsys.readouterr()
@@ -145,6 +147,17 @@ def test_a_store_of_other_recordings_is_scored_and_said_one_of_other_tokens_is_r
     capsys.readouterr()
     assert command("evaluate", trained("net"), "--store", tmp_path / "slow") == 2
     assert "sample_rate_hz=8000, bits=8); " in capsys.readouterr().err
+
+
+def test_two_comparisons_never_write_to_one_folder(
+    trained: Trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = trained("net"), tmp_path / "out"
+    capsys.readouterr()
+    with hold(out, name="the other"):
+        assert command("compare", model, "--out", out) == 2
+        assert [path.name for path in out.iterdir()] == [LOCK_FILE]
+    assert f"out={str(out)!r} is in use by process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_one_recording_has_no_interval_and_json_stays_json(

@@ -21,10 +21,11 @@ from torch import Tensor
 from audio_ct import checkpoint, pretrained
 from audio_ct.corpora.shard_writer import Part, write_parts
 from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
+from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import ModelOutput, TokenModel
-from audio_ct.recipe import Recipe, parse_recipe
+from audio_ct.recipe import Recipe, parse_recipe, refuse_passwords
 from audio_ct.record import read_record
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.store_builder import TokenStoreBuilder
@@ -404,6 +405,54 @@ def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     found = train(recipe(store_path, WAVENET, steps=2), tmp_path / "other", resume=True)
     assert checkpoint.read_manifest(found).step == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "remedy"),
+    [
+        ("tracking.uri=https://ann:s3cret@host/mlflow", "tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.uri=postgresql://ann:s3c@ret@host/mlflow", "tracking.uri", "PGPASSWORD"),
+        ("tracking.uri=postgresql://host/mlflow?password=s3cret", "tracking.uri", "PGPASSWORD"),
+        ("corpus.store=ftp://ann:s3cret@host/store", "corpus.store", "FSSPEC_FTP_PASSWORD"),
+    ],
+)
+def test_a_password_is_never_stored(store_path: Path, tmp_path: Path, change: str, key: str, remedy: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} must hold no password, .*{remedy}") as refused:
+        train(recipe(store_path, WAVENET, change), tmp_path / "run")
+    assert "s3c" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "postgresql://ann@host:5432/a:b", "sqlite:///runs/a@b.db"])
+def test_an_address_without_a_password_is_taken(store_path: Path, uri: str) -> None:
+    refuse_passwords(recipe(store_path, WAVENET, f"tracking.uri={uri}"))
+
+
+def test_a_run_that_was_stored_with_a_password_is_resumed_without(store_path: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "refuse_passwords", lambda recipe: None)
+        uri = "tracking.uri=http://ann:s3cret@127.0.0.1:9"
+        train(recipe(store_path, WAVENET, uri, "tracking.enabled=false", steps=2), tmp_path)
+    assert pretrained.load(tmp_path).recipe.name == "tiny"
+    found = train(recipe(store_path, WAVENET, steps=4), tmp_path, resume=True)
+    assert b"s3cret" not in (found / "recipe.yaml").read_bytes() + (tmp_path / "recipe.yaml").read_bytes()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_processes_never_train_in_one_folder(store_path: Path, tiny_run: Path, tmp_path: Path) -> None:
+    # Of the other process, which is in the middle of writing a checkpoint.
+    (tiny_run / "checkpoints/step-00000004.tmp-7").mkdir()
+    (tiny_run / "checkpoints/step-00000004.tmp-7/model.safetensors").touch()
+    for folder, resume in ((tiny_run, True), (tiny_run, False), (tmp_path / "new", False)):
+        with hold(folder, name="the other"):
+            before = contents(folder)
+            with pytest.raises(InputError, match=rf"^--run-dir '.*' is in use by process {os.getpid()} on \S+, or"):
+                train(recipe(store_path, steps=4), folder, resume=resume)
+            assert contents(folder) == before
+    assert checkpoint.read_manifest(train(recipe(store_path, steps=4), tiny_run, resume=True)).step == 4
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,33 @@ def test_an_absent_server_costs_nothing_but_one_warning(tmp_path: Path, caplog: 
     assert "\n" not in message
 
 
+def test_what_waits_for_an_absent_server_is_bounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MAX_WAITING_CALLS", 3)
+    monkeypatch.setattr(tracking._Sender, "_work", lambda sender: None)
+    tracker = start(tmp_path, uri=ABSENT_SERVER)
+    sender, sent = tracker._sender, []
+    assert sender is not None
+    monkeypatch.setattr(tracking, "_send_tags", lambda client, run_id, tags: sent.append(tags))
+    for number in range(10):
+        tracker.set_tags({"number": number})
+        tracker.log_metrics({"a": 1.0}, step=number, tokens=number)
+    (message,) = warnings_of(caplog)
+    assert message.startswith(f"tracking: 3 tags and files wait for {ABSENT_SERVER}; what follows is left out there")
+    # Once there is room again, what follows is sent; the record has had everything.
+    monkeypatch.setattr(sender, "_client", object())
+    sender._next_system_time = float("inf")
+    monkeypatch.setattr(sender, "_send_lines", lambda client: False)
+    sender._send_all()
+    tracker.set_tags({"number": 10})
+    sender._send_all()
+    assert [tags["number"] for tags in sent] == [0, 1, 2, 10]
+    assert len(warnings_of(caplog)) == 1
+    assert len(read_record(tmp_path)) == 10
+    tracker.close()
+
+
 def test_a_server_that_never_answers_cannot_hold_up_closing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
