@@ -1,11 +1,11 @@
 """Models of raw speech, sample by sample: a Compressive Transformer beside Transformer-XL and WaveNet.
 
-From a token store, as `audio-ct prep demo --out stores/demo` makes one, to new speech:
+From a token store, as `audio-ct prep folder RECORDINGS --out stores/speech` makes one, to new speech:
 
-    >>> store = audio_ct.TokenStore.open("stores/demo")
+    >>> store = audio_ct.TokenStore.open("stores/speech")
     >>> store.splits
     ('train', 'validation', 'test')
-    >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", ["corpus.store=stores/demo"])
+    >>> recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml", ["corpus.store=stores/speech"])
     >>> checkpoint = audio_ct.train(recipe, "runs/wavenet")
     >>> model = audio_ct.load("runs/wavenet")
     >>> [waveform] = audio_ct.sample(model, seconds=0.1)

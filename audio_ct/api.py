@@ -42,7 +42,7 @@ def build_model(recipe: Recipe, vocabulary_size: int | None = None) -> TokenMode
         MissingError: if the store has to be asked and is not there.
 
     Example:
-        >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml")
+        >>> recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml")
         >>> model = audio_ct.build_model(recipe, vocabulary_size=256)
         >>> output = model(torch.zeros(1, 160, dtype=torch.int64), model.initial_state(batch_size=1))
         >>> output.logits.shape
@@ -73,7 +73,7 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
 
     Example:
-        >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
+        >>> recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
         >>> audio_ct.train(recipe, "runs/faster")
         PosixPath('runs/faster/checkpoints/step-...')
     """

@@ -200,7 +200,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         InputError: naming every fault of the recipe at once, a line each.
 
     Example:
-        >>> recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
+        >>> recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml", ["optimizer.learning_rate=1e-3"])
         >>> recipe.optimizer.learning_rate
         0.001
     """

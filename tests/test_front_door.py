@@ -46,10 +46,10 @@ def house(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "stores").mkdir()
-        (folder / "stores/demo").symlink_to(store_path)
-        recipe = audio_ct.load_recipe(ROOT / "recipes/demo/wavenet.yaml", [*SHRUNK, "corpus.store=stores/demo"])
-        (folder / "recipes/demo").mkdir(parents=True)
-        (folder / "recipes/demo/wavenet.yaml").write_text(recipe.to_yaml())
+        (folder / "stores/speech").symlink_to(store_path)
+        recipe = audio_ct.load_recipe(ROOT / "recipes/small/wavenet.yaml", [*SHRUNK, "corpus.store=stores/speech"])
+        (folder / "recipes/small").mkdir(parents=True)
+        (folder / "recipes/small/wavenet.yaml").write_text(recipe.to_yaml())
         assert run_examples("audio_ct", audio_ct.__doc__)
         assert run_examples("train", audio_ct.train.__doc__)
         yield folder
@@ -120,7 +120,7 @@ def test_a_waveform_that_is_none_is_refused(model: Pretrained, waveform: np.ndar
 def test_a_run_that_cannot_compile_its_samples_is_refused_at_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "can_compile", lambda device: False)
     changes = ["training.sample_every_windows=1", "sampling.compiled=true"]
-    recipe = audio_ct.load_recipe("recipes/demo/wavenet.yaml", changes)
+    recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml", changes)
     with pytest.raises(InputError, match=r"sampling.compiled=True: there is no compiler here"):
         audio_ct.train(recipe, "runs/compiled")
     assert not Path("runs/compiled").exists()
@@ -128,6 +128,6 @@ def test_a_run_that_cannot_compile_its_samples_is_refused_at_once(house: Path, m
 
 def test_a_run_makes_samples_of_itself(house: Path) -> None:
     changes = ["training.sample_every_windows=2", "sampling.num_samples=2", "sampling.seconds=0.01"]
-    audio_ct.train(audio_ct.load_recipe("recipes/demo/wavenet.yaml", changes), "runs/heard")
+    audio_ct.train(audio_ct.load_recipe("recipes/small/wavenet.yaml", changes), "runs/heard")
     names = sorted(path.name for path in Path("runs/heard/samples").iterdir())
     assert names == [f"step-00000002-0{i}.{suffix}" for i in range(2) for suffix in ("json", "png", "wav")]
