@@ -86,13 +86,22 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/demo/wavenet.yaml.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Gets checkpoints, metrics and samples.")],
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of --run-dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --run-dir, with its own recipe.")] = False,
 ) -> None:
-    """Train the model of a recipe. After SIGINT or SIGTERM a checkpoint is written; exit status 130."""
+    """Train the model of a recipe. After SIGINT or SIGTERM a checkpoint is written; exit status 130.
+
+    A resumed run keeps its own recipe, RUN_DIR/recipe.yaml, but for what --set changes now.
+    """
     import audio_ct
+    from audio_ct.recipe import resumed_recipe
 
     # Torch is imported only once the recipe has been found right.
-    checked = audio_ct.load_recipe(recipe, settings or [])
+    if resume:
+        checked, differences = resumed_recipe(run_dir / "recipe.yaml", recipe, settings or [])
+        for line in differences:
+            print(f"{checked.name}: {line}", file=sys.stderr)
+    else:
+        checked = audio_ct.load_recipe(recipe, settings or [])
     print(f"checkpoint: {audio_ct.train(checked, run_dir, resume=resume)}")
 
 

@@ -207,6 +207,36 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(read_recipe(Path(path)), overrides, name=str(path))
 
 
+def resumed_recipe(saved: Path, given: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """Read the recipe of a run that is resumed: its own, with overrides, whatever was overridden when it was begun.
+
+    Args:
+        saved: the run's own recipe file; where it is missing, the run has not begun and `given` is taken.
+        given: the recipe file that was named.
+        overrides: as for `load_recipe`.
+
+    Returns:
+        The recipe, and a line for each key in which it differs from the saved one, or the saved one is kept although
+        the given one differs.
+
+    Raises:
+        MissingError: if there is no `given` file.
+        InputError: naming every fault of a recipe at once, a line each.
+    """
+    named = load_recipe(given, overrides)
+    if not saved.is_file():
+        return named, []
+    recipe = load_recipe(saved, overrides)
+    before, now, other = (flat(each.model_dump()) for each in (load_recipe(saved), recipe, named))
+    lines = []
+    for key in before | now | other:
+        if now.get(key) != before.get(key):
+            lines.append(f"{key}={now.get(key)!r}, was {before.get(key)!r} in {saved}")
+        elif other.get(key) != now.get(key):
+            lines.append(f"{key}={now.get(key)!r} as in {saved}, not {other.get(key)!r} as in {given}; or --set it")
+    return recipe, lines
+
+
 def read_recipe(path: Path) -> str:
     """Read a recipe file's text, unchecked; raise MissingError where it is missing, InputError where it is no text."""
     if not path.is_file():

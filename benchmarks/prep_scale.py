@@ -63,9 +63,7 @@ class Encoder:
         meter.update(noise)
         self._measures = asdict(meter.result())
 
-    def __call__(
-        self, shard: Shard, source: Source, storage: LocalStorage, options: PrepOptions, **others: Any
-    ) -> Outcome:
+    def __call__(self, shard: Shard, source: Source, storage: LocalStorage, options: PrepOptions) -> Outcome:
         """Write a sparse shard and its record."""
         length = SECONDS_EACH * options.sample_rate_hz
         recordings = []

@@ -1,13 +1,11 @@
 """Recordings to shards of tokens: decoded, processed and mu-law coded block by block, the unusable ones left out."""
 
-import functools
 import hashlib
 import json
 import os
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,7 +31,6 @@ from data_prep.source import Source, printable
 MAXIMUM_TEXT_BYTES = 1 << 20
 # Peak to peak, 60 dB below full scale: what stays within it is a noise floor, silence or a constant offset.
 SILENCE_RANGE = 1e-3
-PARENT_SECONDS = 0.5
 
 _of_thread = threading.local()
 
@@ -68,9 +65,7 @@ def record_name(shard_name: str) -> str:
     return f"{WORK}/{shard_name}.json"
 
 
-def encode_shard(
-    shard: Shard, source: Source, storage: Storage, options: PrepOptions, *, parent: int | None = None
-) -> Outcome:
+def encode_shard(shard: Shard, source: Source, storage: Storage, options: PrepOptions) -> Outcome:
     """Encode recordings end to end into one file of tokens, then write the record that says that it is whole.
 
     Args:
@@ -78,10 +73,7 @@ def encode_shard(
         source: Where its recordings are.
         storage: The store in the making.
         options: How to encode.
-        parent: Process for which this is done; when it is gone, so is the reason to go on.
     """
-    if parent is not None:
-        _end_with(parent)
     encoded: list[Encoded] = []
     rejects: list[Reject] = []
     rejected: list[str] = []
@@ -232,18 +224,6 @@ class _Extremes:
             self.lowest = min(self.lowest, float(block.min()))
             self.highest = max(self.highest, float(block.max()))
             yield block
-
-
-@functools.cache
-def _end_with(parent: int) -> None:
-    """End this process when the one that it works for is gone: a worker that waits for tasks would wait for minutes."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_decoder() -> None:

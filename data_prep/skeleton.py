@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +35,7 @@ from data_prep.options import PrepOptions
 from data_prep.plan import Shard, plan_shards
 from data_prep.report import Report
 from data_prep.source import Source
+from data_prep.workers import workers
 
 logger = logging.getLogger("audio_ct")
 
@@ -271,10 +272,9 @@ def _run(
     done = total - sum(len(shard.candidates) for shard in waiting)
     with (
         Progress("encoding", total, unit="recordings", done=done, shown=progress, tenths=True) as bar,
-        _workers(options) as run,
+        workers(options) as run,
     ):
-        parent = os.getpid() if options.jobs > 1 and options.cluster is None else None
-        tasks = [joblib.delayed(encode_shard)(shard, source, storage, options, parent=parent) for shard in waiting]
+        tasks = [joblib.delayed(encode_shard)(shard, source, storage, options) for shard in waiting]
         try:
             with contextlib.closing(run(tasks)) as results:
                 for outcome in results:
@@ -284,27 +284,6 @@ def _run(
         finally:
             end_decoder()
     return [outcomes[shard.name] for shard in shards]
-
-
-@contextlib.contextmanager
-def _workers(options: PrepOptions) -> Iterator[Callable[[list[Any]], Generator[Outcome, None, None]]]:
-    """Processes of this machine, or the workers of a Dask cluster: one task a shard on both."""
-    with contextlib.ExitStack() as stack:
-        jobs = options.jobs
-        if options.cluster is not None:
-            try:
-                from distributed import Client
-            except ImportError as error:
-                raise MissingError("cluster needs dask[distributed]; pip install 'audio-ct[cluster]'.") from error
-            try:
-                stack.enter_context(Client(options.cluster, timeout="10s"))
-            except OSError as error:
-                raise InputError(
-                    f"cluster={options.cluster!r} cannot be reached: {error}; is a scheduler running there?"
-                ) from error
-            stack.enter_context(joblib.parallel_config(backend="dask"))
-            jobs = -1
-        yield joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
 
 
 def _already_there(shards: Sequence[Shard], storage: Storage, options: PrepOptions) -> dict[str, Outcome]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 from audio_ct.errors import InputError
+from audio_ct.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 Shell = Callable[..., tuple[int, str, str]]
@@ -67,6 +69,25 @@ def settings(*changes: str) -> list[str]:
 
 def of_wavenet(store: Path) -> list[str]:
     return settings(*WAVENET, f"corpus.store={store}")
+
+
+def test_a_resumed_run_keeps_its_own_recipe(shell: Shell, wavenet_run: Path, store_path: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(wavenet_run, tmp_path / "run"))
+    saved, before = run / "recipe.yaml", load_recipe(run / "recipe.yaml")
+    status, out, err = shell("train", RECIPE, "--run-dir", run, "--resume", "--set", "training.max_tokens=2048")
+    assert (status, "step-00000004" in out) == (0, True), err
+    lines = err.splitlines()
+    assert f"{before.name}: training.max_tokens=2048, was 1024 in {saved}" in lines
+    assert (
+        f"{before.name}: corpus.store={str(store_path)!r} as in {saved}, not 'stores/demo' as in {RECIPE}; or --set it"
+        in lines
+    )
+    longer = before.training.model_copy(update={"max_tokens": 2048})
+    assert load_recipe(saved) == before.model_copy(update={"training": longer})
+
+    again = "training.max_tokens=2048"
+    status, _, err = shell("train", saved, "--run-dir", run, "--resume", "--set", again)
+    assert (status, "as in" in err, "was" in err) == (0, False, False), err
 
 
 @pytest.fixture(scope="module")

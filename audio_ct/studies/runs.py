@@ -18,7 +18,7 @@ import joblib
 from audio_ct import checkpoint
 from audio_ct.durable import write_whole
 from audio_ct.errors import AudioCTError
-from audio_ct.recipe import flat, parse_recipe
+from audio_ct.recipe import flat, load_recipe, parse_recipe
 from audio_ct.record import learning_curve, read_record
 from audio_ct.signals import Stop
 from audio_ct.studies.plan import BUDGET, Run, StudyOptions
@@ -163,8 +163,20 @@ def carry_out(run: Run, options: StudyOptions, commands: Commands) -> Outcome:
 def _train(run: Run, commands: Commands) -> None:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_whole(run.recipe_file, run.recipe.to_yaml().encode())
-    resume = ["--resume"] if run.folder.is_dir() else []
-    commands(["train", str(run.recipe_file), "--run-dir", str(run.folder), *resume], run)
+    arguments = ["train", str(run.recipe_file), "--run-dir", str(run.folder)]
+    if run.folder.is_dir():
+        arguments += ["--resume", *_changes(run)]
+    commands(arguments, run)
+
+
+def _changes(run: Run) -> list[str]:
+    """The options by which a run's own recipe, as it was begun, becomes that of the study now."""
+    saved = run.folder / checkpoint.RECIPE_FILE
+    if not saved.is_file():
+        return []
+    before, now = flat(load_recipe(saved).model_dump()), flat(run.recipe.model_dump())
+    changed = [f"{key}={json.dumps(value)}" for key, value in now.items() if before.get(key) != value]
+    return [word for change in changed for word in ("--set", change)]
 
 
 def _evaluate(run: Run, scored: Path, options: StudyOptions, commands: Commands) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -163,13 +164,14 @@ def test_a_store_that_stands_there_is_compared(corpus: Path, tmp_path: Path) -> 
 
 
 PROGRAM = """
-import sys
+import logging, sys
 from audio_ct.errors import AudioCTError
 from data_prep import plan
 from data_prep.folder import CORPUS
 from data_prep.options import PrepOptions
 from data_prep.skeleton import prepare
 plan.MINIMUM_SHARD_BYTES = 20_000
+logging.basicConfig()
 print("go", flush=True)
 prepare(CORPUS, sys.argv[1], sys.argv[2], options=PrepOptions(split_by="recording", jobs=int(sys.argv[3])))
 """
@@ -178,16 +180,20 @@ prepare(CORPUS, sys.argv[1], sys.argv[2], options=PrepOptions(split_by="recordin
 def start(source: Path, out: Path, jobs: int) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, source, out, str(jobs)], stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", PROGRAM, source, out, str(jobs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     )
     assert process.stdout is not None
     process.stdout.readline()
     return process
 
 
-def end(process: subprocess.Popen[bytes], number: int) -> None:
+def end(process: subprocess.Popen[bytes], number: int) -> bytes:
+    """Send a signal, wait until all have ended that could write to the process's output, and return its errors."""
     process.send_signal(number)
-    process.communicate(timeout=60)
+    return process.communicate(timeout=60)[1]
 
 
 def encoded(tmp_path: Path) -> int:
@@ -209,7 +215,8 @@ def test_stopped_and_run_again_gives_the_unbroken_bytes(
     prepare(corpus, tmp_path / "unbroken", remove_dc=True)
     process = start(corpus, tmp_path / "store", jobs)
     wait_for(lambda: encoded(tmp_path) >= 3)
-    end(process, number)
+    errors = end(process, number)
+    assert (b"stopped; what is encoded is kept: the same command goes on." in errors) == (number == signal.SIGTERM)
     assert not (tmp_path / "store").exists()
     before = encoded(tmp_path)
     assert before >= 3
@@ -231,6 +238,29 @@ def test_workers_end_with_the_process_that_they_work_for(corpus: Path, tmp_path:
     wait_for(lambda: encoded(tmp_path) >= 1)
     process.kill()
     # Its output ends once all have ended that could write to it.
+    process.communicate(timeout=30)
+
+
+WAITING = """
+import time
+import joblib
+from data_prep.options import PrepOptions
+from data_prep.workers import workers
+with workers(PrepOptions(jobs=4)) as run:
+    list(run([joblib.delayed(time.sleep)(600)] * 2))
+"""
+
+
+def test_workers_without_a_task_end_too(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, env=environment)
+
+    def waiting() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if any("LokyProcess" in word for word in child.cmdline())]
+
+    wait_for(lambda: len(waiting()) == 4)
+    process.kill()
     process.communicate(timeout=30)
 
 
