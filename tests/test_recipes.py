@@ -110,6 +110,8 @@ def test_a_recipe_trains_two_steps_through_the_real_command(
         "evaluation.cold_start_samples": 16,
         "tracking.enabled": "false",
     }
+    if recipe.corpus.clip_seconds is not None:
+        changes["corpus.clip_seconds"] = 0.5
     settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     assert command("train", path, "--run-dir", tmp_path / "run", *settings) == 0
     found = checkpoint.load(checkpoint.find(tmp_path / "run", "newest"))
