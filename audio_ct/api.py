@@ -66,8 +66,10 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         The last checkpoint.
 
     Raises:
-        InputError: if the folder already holds a run, or the resumed run's recipe or corpus is another.
-        NotFiniteError: after too many losses or gradients in a row that are not finite.
+        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, or the model does
+            not fit into memory.
+        NotFiniteError: after too many losses or gradients in a row that are not finite, or where parameters or
+            validation are not; no checkpoint is made of them.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
 
     Example:
