@@ -13,10 +13,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from audio_ct.audio import MAXIMUM_RATE_HZ
 from audio_ct.errors import InputError, MissingError
 
 MINIMUM_RATE_HZ = 4_000
-MAXIMUM_RATE_HZ = 768_000
 # Float files may overshoot full scale a little; integers stored as floats reach thousands and would only clip.
 MAXIMUM_AMPLITUDE = 8.0
 # Bounds a block whatever rate and channel count a header claims: 16 MiB of float32.

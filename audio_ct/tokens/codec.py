@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from audio_ct.audio import mu_law
+from audio_ct.audio import MAXIMUM_RATE_HZ, mu_law
 from audio_ct.errors import InputError, MissingError
 
 Encoding = Literal["mu-law", "bytes"]
@@ -138,9 +138,10 @@ class MuLawCodec(Codec):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not 1 <= self.bits <= mu_law.MAXIMUM_BITS or self.sample_rate_hz < 1:
+        if not 1 <= self.bits <= mu_law.MAXIMUM_BITS or not 1 <= self.sample_rate_hz <= MAXIMUM_RATE_HZ:
             raise InputError(
-                f"sample_rate_hz={self.sample_rate_hz}, bits={self.bits}: the rate must be positive, bits 1 to 16."
+                f"sample_rate_hz={self.sample_rate_hz}, bits={self.bits}: the rate must be from 1 to "
+                f"{MAXIMUM_RATE_HZ}, bits 1 to {mu_law.MAXIMUM_BITS}."
             )
 
     @property
