@@ -220,10 +220,14 @@ class AudioWriter:
             raise InputError(f"{name!r}: suffix {self.path.suffix!r} names no audio format; use .wav, .flac or .ogg.")
         if self.path.exists() and not overwrite:
             raise InputError(f"{name!r} exists already; choose another name or ask to overwrite.")
-        subtype = "OPUS" if suffix == "OPUS" else None
+        subtype, is_new = "OPUS" if suffix == "OPUS" else None, not self.path.exists()
         try:
             self._file = soundfile.SoundFile(name, "w", sample_rate_hz, 1, subtype=subtype, format=container)
         except (soundfile.LibsndfileError, ValueError) as error:
+            if is_new:
+                self.path.unlink(missing_ok=True)
+            if isinstance(error, soundfile.LibsndfileError) and error.code == SYSTEM_ERROR:
+                raise InputError(f"{name!r} cannot be written; is the disk full, or the folder protected?") from error
             detail = error.error_string.strip() if isinstance(error, soundfile.LibsndfileError) else str(error)
             raise InputError(f"{name!r} cannot be written at {sample_rate_hz} Hz: {detail}") from error
 
@@ -240,19 +244,27 @@ class AudioWriter:
             self._file.flush()
         except (soundfile.LibsndfileError, AssertionError) as error:
             # soundfile states a short write, as on a full disk, by a bare assertion.
-            raise InputError(
-                f"{str(self.path)!r}: writing stopped; is the disk full? What was written stays."
-            ) from error
+            raise self._stopped() from error
 
     def close(self) -> None:
-        """Complete the header and close the file."""
-        self._file.close()
+        """Complete the header and close the file.
+
+        Raises:
+            InputError: If the disk takes no more.
+        """
+        try:
+            self._file.close()
+        except soundfile.LibsndfileError as error:
+            raise self._stopped() from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _stopped(self) -> InputError:
+        return InputError(f"{str(self.path)!r}: writing stopped; is the disk full? What was written stays.")
 
 
 def _amplitude(block: Samples) -> float:
