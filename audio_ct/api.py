@@ -66,10 +66,11 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         The last checkpoint.
 
     Raises:
-        InputError: if the folder already holds a run, another process trains there, or the resumed run's recipe or
-            corpus is another.
+        InputError: if the folder already holds a run, another process trains there, the resumed run's recipe or corpus
+            is another, or the model does not fit into memory.
         MissingError: if there is nothing to resume.
-        NotFiniteError: after too many losses or gradients in a row that are not finite.
+        NotFiniteError: after too many losses or gradients in a row that are not finite, or where parameters or
+            validation are not; no checkpoint is made of them.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
 
     Example:

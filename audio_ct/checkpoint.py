@@ -41,6 +41,8 @@ FILES = (MODEL_FILE, STATE_FILE, TRAINING_FILE, RECIPE_FILE)
 KEPT_NEWEST = 2
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_HEADER_BYTES = 16 << 20
+# A resolved recipe has every default and a line for each entry of a list.
+MAX_RECIPE_BYTES = 1 << 18
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})(\.replaced)?")
 _TEMPORARY_FOLDER = re.compile(r"step-\d{8,}\.tmp-.+")
@@ -192,7 +194,7 @@ def load(path: Path, *, with_training: bool = True) -> Checkpoint:
         return Checkpoint(
             path=path,
             manifest=manifest,
-            recipe=(path / RECIPE_FILE).read_bytes().decode(),
+            recipe=_load_recipe(path / RECIPE_FILE),
             weights=_load_tensors(path / MODEL_FILE),
             state=_load_nested(path / STATE_FILE) if with_training else None,
             training=_load_nested(path / TRAINING_FILE) if with_training else None,
@@ -355,6 +357,17 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path, device="cpu")
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedError(f"{path}: not a readable safetensors file; use another checkpoint") from error
+
+
+def _load_recipe(path: Path) -> str:
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise DamagedError(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_RECIPE_BYTES}; is it a recipe?")
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; use another checkpoint"
+        ) from error
 
 
 def _load_nested(path: Path) -> State:

@@ -1,11 +1,20 @@
 """The device that models run on, and what it lacks."""
 
+import os
+
 import torch
 
 
 def choose_device() -> torch.device:
     """Choose the GPU where there is one, the CPU otherwise."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory that a device has in all, in bytes; of the CPU the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def emulates_bfloat16() -> bool:

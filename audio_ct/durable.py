@@ -34,17 +34,20 @@ def write_whole(path: Path, content: bytes) -> None:
     """Put content in the place of a file: write under a temporary name beside it, synchronise, rename.
 
     Raises:
-        OSError: If it cannot be written; what was there before is untouched, unless the folder alone failed at the end.
+        OSError: With the file's name, if it cannot be written; what was there before is untouched, unless the folder
+            alone failed at the end.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         synchronise(temporary)
         temporary.replace(path)
-    except BaseException:
+        synchronise(path.parent)
+    except OSError as error:
+        # Where writing fails, not opening, the system names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    synchronise(path.parent)
 
 
 def install(temporary: Path, target: Path, *, replaced: Path | None = None) -> None:

@@ -18,4 +18,4 @@ class DamagedError(AudioCTError, ValueError):
 
 
 class NotFiniteError(AudioCTError, ArithmeticError):
-    """Training met too many losses or gradients in a row that are not finite."""
+    """Training met too many losses or gradients in a row, a parameter or a validation that are not finite."""

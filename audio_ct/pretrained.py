@@ -11,7 +11,8 @@ from audio_ct.checkpoint import Manifest
 from audio_ct.device import choose_device
 from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.models.build import build_model
-from audio_ct.models.token_model import TokenModel
+from audio_ct.models.footprint import least_bytes, outline, refuse_too_large
+from audio_ct.models.token_model import TokenModel, all_finite
 from audio_ct.recipe import Recipe, parse_recipe
 from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.codec import Codec, make_codec
@@ -87,7 +88,8 @@ def load(path: Path | str, device: torch.device | str | None = None) -> Pretrain
 
     Raises:
         MissingError: if there is no checkpoint, and no model of that name.
-        DamagedError: if the checkpoint is not what was written.
+        DamagedError: if the checkpoint is not what was written, or its weights are not finite.
+        InputError: if its recipe is wrong, or the model does not fit into memory.
 
     Example:
         >>> model = audio_ct.load("runs/wavenet")
@@ -98,8 +100,14 @@ def load(path: Path | str, device: torch.device | str | None = None) -> Pretrain
     loaded = checkpoint.load(folder, with_training=False)
     recipe = parse_recipe(loaded.recipe, name=str(folder / "recipe.yaml"))
     codec = _codec(folder, loaded.manifest)
-    model = build_model(recipe.model, codec.vocabulary_size)
+    device = torch.device(device or choose_device())
+    # What does not fit together, or into memory, is refused before there is memory for it.
+    shapes = outline(recipe.model, codec.vocabulary_size)
+    needed = least_bytes(shapes, batch_size=1)
     try:
+        shapes.load_state_dict(loaded.weights, assign=True)
+        refuse_too_large(needed, device)
+        model = build_model(recipe.model, codec.vocabulary_size)
         model.load_state_dict(loaded.weights)
     except RuntimeError as error:
         fault = " ".join(str(error).split())[:200]
@@ -107,7 +115,9 @@ def load(path: Path | str, device: torch.device | str | None = None) -> Pretrain
             f"{folder}: weights are not those of its recipe's model ({fault}); it was written by version "
             f"{loaded.manifest.version}, commit {loaded.manifest.commit or 'unknown'}: use that, or train again."
         ) from error
-    return Pretrained(folder, model.to(device or choose_device()).eval(), recipe, loaded.manifest, codec)
+    if not all_finite(model):
+        raise DamagedError(f"{folder}: weights are not finite; use another checkpoint.")
+    return Pretrained(folder, model.to(device).eval(), recipe, loaded.manifest, codec)
 
 
 def with_memory_lengths(

@@ -22,6 +22,8 @@ MAX_TEMPERATURE = 100
 PASSWORD = re.compile(r"//[^/@\s]*:[^/\s]*@|[?&]password=")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Lanes = Annotated[int, Field(gt=0, le=1 << 16)]
+Window = Annotated[int, Field(gt=0, le=1 << 24)]
 
 
 class CorpusRecipe(Section):
@@ -29,16 +31,16 @@ class CorpusRecipe(Section):
 
     store: str
     """Folder of a token store, made by `audio-ct prep`, or its address, such as s3://bucket/store."""
-    clip_seconds: Annotated[float, Field(gt=0)] | None = None
+    clip_seconds: Annotated[float, Field(gt=0, le=36_000)] | None = None
     """Learn so many seconds of one recording by heart, instead of the corpus."""
-    cache_gib: Annotated[float, Field(gt=0)] = CACHE_GIB
+    cache_gib: Annotated[float, Field(gt=0, le=1 << 20)] = CACHE_GIB
     """The most that is kept on this machine of stores from elsewhere, in GiB; see `audio_ct.tokens.shard_cache`."""
 
 
 class OptimizerRecipe(Section):
     """AdamW and its learning rate over time."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]
     """The highest of the run."""
     warmup_steps: NonNegative = 0
     """Windows over which the learning rate rises linearly."""
@@ -48,22 +50,22 @@ class OptimizerRecipe(Section):
     """End of a decay, as a fraction of learning_rate."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     """Decay of the gradient's running mean and of its square's."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Of matrices; biases, norms and embeddings do not decay."""
 
 
 class TrainingRecipe(Section):
     """The course of training. A step is one window of every lane."""
 
-    batch_size: Positive
+    batch_size: Lanes
     """Lanes: streams that are read side by side."""
-    window_length: Positive
+    window_length: Window
     """Samples of each lane read between two backward passes."""
     max_tokens: Positive
     """Samples to train on, over all lanes."""
     precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Of matrix products; parameters are float32. float16 scales its gradients."""
-    gradient_clip_norm: Annotated[float, Field(gt=0)] = 0.25
+    gradient_clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.25
     """Largest norm of the task's gradient, and of the auxiliary losses'."""
     update_every: dict[NonNegative, Positive] = Field(default={0: 1})
     """{from this step on: update parameters every so many windows}, e.g. {0: 1, 60000: 4}."""
@@ -82,7 +84,7 @@ class TrainingRecipe(Section):
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the moving average of the weights that an update leaves; validation, samples and the checkpoint's
     weights are then the average's. 0 for none."""
-    num_threads: NonNegative = 0
+    num_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0 leaves torch's choice. A resumed run is bit for bit the same only on as many threads."""
     compile: bool = False
     """Compile the model, which pays on a GPU."""
@@ -114,15 +116,20 @@ class TrainingRecipe(Section):
                     f"{before} and {every}, so that no update is cut; try {period * max(1, start // period)}"
                 )
             before = every
+            if start < self.num_steps < every:
+                raise ValueError(
+                    f"training.update_every={self.update_every} updates once in {every} windows from step {start} on, "
+                    f"and the run has {self.num_steps}; lower it or raise training.max_tokens={self.max_tokens}"
+                )
         return self
 
 
 class EvaluationRecipe(Section):
     """The measurement of validation and test bits."""
 
-    batch_size: Positive = 8
+    batch_size: Lanes = 8
     """Recordings read side by side. Does not change the result."""
-    window_length: Positive = 1024
+    window_length: Window = 1024
     """Samples read at once; rounded up to whole segments. Does not change the result."""
     cold_start_samples: NonNegative = 1024
     """First samples of each recording that are scored apart."""

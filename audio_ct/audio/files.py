@@ -13,10 +13,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from audio_ct.audio import MAXIMUM_RATE_HZ
 from audio_ct.errors import InputError, MissingError
 
 MINIMUM_RATE_HZ = 4_000
-MAXIMUM_RATE_HZ = 768_000
 # Float files may overshoot full scale a little; integers stored as floats reach thousands and would only clip.
 MAXIMUM_AMPLITUDE = 8.0
 # Bounds a block whatever rate and channel count a header claims: 16 MiB of float32.
@@ -27,9 +27,13 @@ UNKNOWN_FRAMES = 1 << 62
 MPEG_SLACK_FRAMES = 1152
 # Formats in which libsndfile finds a sample without decoding what is before it.
 SEEKING_FORMATS = frozenset({"WAV", "WAVEX", "FLAC", "AIFF", "AU", "W64", "RF64", "CAF"})
-# A mean that is 60 dB below the louder channel is what is left of channels in opposite phase.
-CANCELLED = 1e-3
+# A mean that is 40 dB below the loudest channel is what is left of channels in opposite phase.
+CANCELLED = 1e-2
+# libsndfile's code for what the operating system refused.
+SYSTEM_ERROR = 2
 MAXIMUM_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+# Tags with a cover stand before an MPEG stream; where they are longer than this, its own length is not read.
+MAXIMUM_MPEG_HEAD_BYTES = 1 << 20
 # Writers that cannot know a size put the largest into the header: 0x7FFFF000, 0xFFFFFFFF and others of this pattern.
 STREAMED_SIZE_BYTES = 0x7FFF_0000
 _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -127,8 +131,9 @@ class AudioReader:
         if not num_yielded:
             raise _rejected(self.path, "empty", "holds no samples")
         if self._channel is None and loudest < CANCELLED * self._loudest:
-            remedy = f"its {file.channels} channels cancel each other in the mean; choose one, such as channel=0"
-            raise _rejected(self.path, "channels cancel", remedy)
+            remedy = "prepare with --channel 0, or make a file of one of them"
+            detail = f"is not silent: its {file.channels} channels cancel each other in their mean; {remedy}"
+            raise _rejected(self.path, "channels cancel", detail)
         slack = MPEG_SLACK_FRAMES if "MPEG" in file.subtype else 0
         promised = pieces[-1][1] if pieces else file.frames
         if position + slack < promised < UNKNOWN_FRAMES and not self.truncated:
@@ -215,10 +220,14 @@ class AudioWriter:
             raise InputError(f"{name!r}: suffix {self.path.suffix!r} names no audio format; use .wav, .flac or .ogg.")
         if self.path.exists() and not overwrite:
             raise InputError(f"{name!r} exists already; choose another name or ask to overwrite.")
-        subtype = "OPUS" if suffix == "OPUS" else None
+        subtype, is_new = "OPUS" if suffix == "OPUS" else None, not self.path.exists()
         try:
             self._file = soundfile.SoundFile(name, "w", sample_rate_hz, 1, subtype=subtype, format=container)
         except (soundfile.LibsndfileError, ValueError) as error:
+            if is_new:
+                self.path.unlink(missing_ok=True)
+            if isinstance(error, soundfile.LibsndfileError) and error.code == SYSTEM_ERROR:
+                raise InputError(f"{name!r} cannot be written; is the disk full, or the folder protected?") from error
             detail = error.error_string.strip() if isinstance(error, soundfile.LibsndfileError) else str(error)
             raise InputError(f"{name!r} cannot be written at {sample_rate_hz} Hz: {detail}") from error
 
@@ -235,19 +244,27 @@ class AudioWriter:
             self._file.flush()
         except (soundfile.LibsndfileError, AssertionError) as error:
             # soundfile states a short write, as on a full disk, by a bare assertion.
-            raise InputError(
-                f"{str(self.path)!r}: writing stopped; is the disk full? What was written stays."
-            ) from error
+            raise self._stopped() from error
 
     def close(self) -> None:
-        """Complete the header and close the file."""
-        self._file.close()
+        """Complete the header and close the file.
+
+        Raises:
+            InputError: If the disk takes no more.
+        """
+        try:
+            self._file.close()
+        except soundfile.LibsndfileError as error:
+            raise self._stopped() from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _stopped(self) -> InputError:
+        return InputError(f"{str(self.path)!r}: writing stopped; is the disk full? What was written stays.")
 
 
 def _amplitude(block: Samples) -> float:
@@ -300,7 +317,29 @@ def _cut_short(path: str | os.PathLike[str], file: soundfile.SoundFile) -> str |
         table = tail[page + 27 : page + 27 + num_segments]
         if page < 0 or page + 27 + num_segments + sum(table) > len(tail):
             return "ends within an Ogg page"
+    if file.format == "MP3":
+        with open(path, "rb") as content:
+            stated = _stated_mpeg_end(content.read(MAXIMUM_MPEG_HEAD_BYTES))
+            num_bytes = os.fstat(content.fileno()).st_size
+        if stated is not None and num_bytes < stated:
+            return f"has {num_bytes} of {stated} bytes"
     return None
+
+
+def _stated_mpeg_end(head: bytes) -> int | None:
+    """Where an MPEG stream ends by its own first frame; None where it does not say.
+
+    Samples do not tell: the last packets may be padding, and libsndfile takes padding off the length before it counts.
+
+    Source: the header of Xing and LAME, "Xing" or "Info", flags, number of frames, number of bytes from the frame on.
+    """
+    # What stands between a frame's header and the tag has one of three lengths, by version and channels.
+    found = re.search(rb"\xff[\xe0-\xff]..(?:.{32}|.{17}|.{9})(?:Xing|Info)(?=.{16})", head, re.DOTALL)
+    if found is None:
+        return None
+    flags = int.from_bytes(head[found.end() : found.end() + 4])
+    place = found.end() + 4 + 4 * (flags & 1)
+    return found.start() + int.from_bytes(head[place : place + 4]) if flags & 2 else None
 
 
 def _rejected(path: str | os.PathLike[str], reason: str, detail: str) -> RejectedAudioError:

@@ -1,11 +1,14 @@
 """Spectrograms as numbers and as pictures, the same everywhere so that they can be compared by eye."""
 
+import io
 import math
 from pathlib import Path
 
 import librosa
 import numpy as np
 from matplotlib.image import imsave
+
+from audio_ct.durable import write_whole
 
 NUM_MEL_BANDS = 128
 COLOUR_MAP = "magma"
@@ -59,7 +62,13 @@ def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 
 
 def save_spectrogram(waveform: np.ndarray, sample_rate_hz: int, path: Path) -> None:
-    """Write a waveform's mel spectrogram as a PNG, time to the right and low bands below."""
+    """Write a waveform's mel spectrogram as a PNG, time to the right and low bands below.
+
+    Raises:
+        OSError: If it cannot be written; it is then not there.
+    """
     level_db = mel_db(waveform, sample_rate_hz)
     top = float(level_db.max())
-    imsave(path, level_db, cmap=COLOUR_MAP, vmin=top - COLOUR_RANGE_DB, vmax=top, origin="lower", format="png")
+    picture = io.BytesIO()
+    imsave(picture, level_db, cmap=COLOUR_MAP, vmin=top - COLOUR_RANGE_DB, vmax=top, origin="lower", format="png")
+    write_whole(path, picture.getvalue())

@@ -8,8 +8,20 @@ from typing import Annotated, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+# A count beyond this is a slip, and sums of such counts still fit into 64 bits.
+MAX_COUNT = 10**15
+Positive = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+# Far above what anyone trains, and so low that a model can be drawn up in seconds, without memory, to find out what it
+# would take (`audio_ct.models.footprint`).
+Layers = Annotated[int, Field(gt=0, le=1024)]
+Channels = Annotated[int, Field(gt=0, le=1 << 16)]
+Lag = Annotated[int, Field(gt=0, le=1 << 20)]
+Decay = Annotated[int, Field(gt=1, le=1 << 20)]
+Entries = Annotated[int, Field(ge=0, le=1 << 20)]
+Segment = Annotated[int, Field(gt=0, le=1 << 16)]
+Taps = Annotated[int, Field(ge=0, le=1024)]
+Dilations = Annotated[list[Lag], Field(max_length=1024)]
 
 CompressionFunction = Literal["convolution", "mean_pooling", "max_pooling", "dilated_convolution", "most_used"]
 CompressionLoss = Literal["attention_reconstruction", "auto_encoding", "task", "none"]
@@ -32,15 +44,15 @@ class Section(BaseModel):
 class PitchSettings(Section):
     """A search for the pitch period in the stream's own past; the network is shown what stands a period back."""
 
-    shortest_lag: Positive = 32
+    shortest_lag: Lag = 32
     """Samples; 500 Hz at 16 kHz."""
-    longest_lag: Positive = 270
+    longest_lag: Lag = 270
     """Samples; 60 Hz at 16 kHz."""
-    window: Annotated[int, Field(gt=1)] = 256
+    window: Decay = 256
     """Effective length in samples of the exponential window of the correlation."""
-    taps_before: NonNegative = 4
+    taps_before: Taps = 4
     """Samples shown before the place a period back, and ..."""
-    taps_after: NonNegative = 7
+    taps_after: Taps = 7
     """... after it."""
 
     @model_validator(mode="after")
@@ -58,10 +70,10 @@ class LinearPredictionSettings(Section):
 
     order: Annotated[int, Field(gt=0, le=256)] = 32
     """Samples that a prediction is made of."""
-    windows: Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1, max_length=16)] = [500, 200, 67, 25]
+    windows: Annotated[list[Decay], Field(min_length=1, max_length=16)] = [500, 200, 67, 25]
     """Effective length in samples of the exponential window that each predictor is fitted to; the first predictor's
     forecast centres the logits."""
-    frame_length: Positive = 16
+    frame_length: Segment = 16
     """Samples between two fits; a stream may be cut between frames."""
     bandwidth_expansion: Annotated[float, Field(gt=0, le=1)] = 0.985
     """The coefficient of lag k is multiplied by its k-th power, which draws the predictor's poles in. Below 1 a model
@@ -119,18 +131,18 @@ class _Output(Section):
 class TransformerSettings(Section):
     """The stage that Transformer-XL and the Compressive Transformer share, second memory included."""
 
-    num_layers: Positive
-    d_model: Positive
-    num_heads: Positive
-    num_key_value_heads: Positive | None = None
+    num_layers: Layers
+    d_model: Channels
+    num_heads: Channels
+    num_key_value_heads: Channels | None = None
     """Heads of keys and values, each shared by as many query heads; none for one each."""
-    d_ff: Positive
+    d_ff: Annotated[int, Field(gt=0, le=1 << 18)]
     norm: Norm = "pre"
     """The paper has post."""
     attention_kernel: Kernel = "auto"
-    segment_length: Positive
+    segment_length: Segment
     """Entries read at once; between segments only memory is carried."""
-    memory_length: NonNegative
+    memory_length: Entries
     """Entries in each layer."""
 
     @model_validator(mode="after")
@@ -158,7 +170,7 @@ class TransformerSettings(Section):
 class _Front(Section):
     """Gated convolutions between the embedding and the Transformer."""
 
-    front_dilations: list[Positive] = []
+    front_dilations: Dilations = []
     """One gated convolution of width 2 for each; their skips go past the layers to WaveNet's head. The paper has
     none."""
 
@@ -166,11 +178,11 @@ class _Front(Section):
 class FramesSettings(Section):
     """Frames of samples as the entries of a Transformer, and gated convolutions over the samples behind it."""
 
-    samples: Annotated[int, Field(gt=1)] = 16
+    samples: Annotated[int, Field(gt=1, le=4096)] = 16
     """Of a frame."""
-    channels: Positive
+    channels: Channels
     """Of a sample: embedding, residuals, gates and skips."""
-    dilations: Annotated[list[Positive], Field(min_length=1)]
+    dilations: Annotated[Dilations, Field(min_length=1)]
     """One gated convolution of width 2 for each."""
 
 
@@ -229,9 +241,9 @@ class CompressiveTransformerSettings(_SegmentsHoldFrames):
     """The Compressive Transformer."""
 
     kind: Literal["compressive_transformer"] = "compressive_transformer"
-    compressed_memory_length: NonNegative
+    compressed_memory_length: Entries
     """Compressed entries in each layer; 0 is Transformer-XL."""
-    compression_rate: Positive = 4
+    compression_rate: Segment = 4
     """Entries that become one; the newest of a segment are dropped where it does not divide it."""
     compression: CompressionSettings = CompressionSettings()
     compressed_positions: CompressedPositions = "contiguous"
@@ -258,14 +270,14 @@ class WaveNetSettings(_Output, _Input):
     """WaveNet."""
 
     kind: Literal["wavenet"] = "wavenet"
-    num_stacks: Positive
+    num_stacks: Annotated[int, Field(gt=0, le=64)]
     """Cycles of dilations."""
     layers_per_stack: Annotated[int, Field(gt=0, le=20)]
     """Layers in a cycle, of dilations 1, 2, 4, ..."""
-    residual_channels: Positive
+    residual_channels: Channels
     """Channels of the residual stream and of the gates."""
-    skip_channels: Positive
-    width: Annotated[int, Field(ge=2)] = 2
+    skip_channels: Channels
+    width: Annotated[int, Field(ge=2, le=1024)] = 2
     """Taps of each convolution."""
 
     @property

@@ -223,6 +223,11 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def all_finite(module: nn.Module) -> bool:
+    """True where all parameters are finite; a GPU is waited for."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).all())
+
+
 def is_cut(state: State) -> bool:
     """True where a state stands within a stretch of samples, so that only steps can go on from it."""
     return "cache" in state

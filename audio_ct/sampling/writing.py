@@ -1,8 +1,8 @@
 """Samples of a model as files, audio or bytes: written as they are made, each with a sidecar that describes it."""
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from audio_ct import __version__
-from audio_ct.durable import make_folder
+from audio_ct.durable import make_folder, write_whole
 from audio_ct.errors import InputError
 from audio_ct.models.token_model import TokenModel
 from audio_ct.provenance import commit
@@ -61,8 +61,8 @@ def write_samples(
 ) -> list[WrittenSample]:
     """Generate `folder`/STEM-00.wav, STEM-01.wav, ... with a sidecar STEM-00.json each.
 
-    Files grow block by block: whatever an interrupted run has made can be played or read. With a prompt, each file
-    begins with the prompt.
+    Files grow block by block: whatever an interrupted run has made can be played or read, and where it had made nothing
+    there is no file. Sidecars and pictures are whole or absent. With a prompt, each file begins with the prompt.
 
     Args:
         model: on the device where it shall run.
@@ -82,7 +82,8 @@ def write_samples(
         on_progress: called with the number of tokens made of each file.
 
     Raises:
-        InputError: for a number out of range, an unknown format, an existing file, or a folder that cannot be made.
+        InputError: for a number out of range, an unknown format, an existing file, a folder that cannot be made, or a
+            file that cannot be written to its end.
     """
     file_format = codec.default_format if file_format is None else file_format
     codec.check_format(file_format)
@@ -93,34 +94,45 @@ def write_samples(
     blocks = chain([next(blocks)], blocks)
     made: list[Tensor] = []
     num_made = 0
-    with ExitStack() as files:
-        writers = [files.enter_context(codec.open_writer(path, overwrite=overwrite)) for path in paths]
-        if prompt is not None:
-            for writer, tokens in zip(writers, prompt.expand(num, -1), strict=True):
-                writer.write(tokens)
-        for block in blocks:
-            for writer, tokens in zip(writers, block, strict=True):
-                writer.write(tokens)
-            made.append(block)
-            num_made += block.shape[1]
-            on_progress(num_made)
+    opened: list[Path] = []
+    try:
+        with ExitStack() as files:
+            writers = []
+            for path in paths:
+                writers.append(files.enter_context(codec.open_writer(path, overwrite=overwrite)))
+                opened.append(path)
+            if prompt is not None:
+                for writer, tokens in zip(writers, prompt.expand(num, -1), strict=True):
+                    writer.write(tokens)
+            for block in blocks:
+                for writer, tokens in zip(writers, block, strict=True):
+                    writer.write(tokens)
+                made.append(block)
+                num_made += block.shape[1]
+                on_progress(num_made)
+    except BaseException:
+        if num_made == 0:
+            for path in opened:
+                path.unlink()
+        raise
     samples = []
     for i, (path, tokens) in enumerate(zip(paths, torch.cat(made, dim=1), strict=True)):
         picture = path.with_suffix(".png")
-        is_drawn = pictures and codec.save_picture(tokens, picture)
-        sample = WrittenSample(path, tokens, codec.check(tokens), picture if is_drawn else None)
-        sidecar = {
-            "file": path.name,
-            "seed": seed + i,
-            **_lengths(codec, num_tokens, 0 if prompt is None else prompt.shape[-1]),
-            **asdict(filters),
-            "engine": asdict(options),
-            "warnings": sample.warnings,
-            "commit": commit(),
-            "version": __version__,
-            **(about or {}),
-        }
-        path.with_suffix(".json").write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+        with _beside(path):
+            is_drawn = pictures and codec.save_picture(tokens, picture)
+            sample = WrittenSample(path, tokens, codec.check(tokens), picture if is_drawn else None)
+            sidecar = {
+                "file": path.name,
+                "seed": seed + i,
+                **_lengths(codec, num_tokens, 0 if prompt is None else prompt.shape[-1]),
+                **asdict(filters),
+                "engine": asdict(options),
+                "warnings": sample.warnings,
+                "commit": commit(),
+                "version": __version__,
+                **(about or {}),
+            }
+            write_whole(path.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
         samples.append(sample)
     return samples
 
@@ -147,6 +159,17 @@ def samples_of_run(recipe: Recipe, model: TokenModel, store: TokenStore, step: i
         pictures=True,
     )
     return [path for sample in samples for path in (sample.path, sample.picture) if path is not None]
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Turn an error of the system, with what stands beside a file, into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename!r} cannot be written: {error.strerror}; free some space. {path.name!r} is whole."
+        ) from error
 
 
 def _free_paths(folder: Path, stem: str, suffix: str, num: int, overwrite: bool) -> list[Path]:

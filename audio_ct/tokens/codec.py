@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from audio_ct.audio import mu_law
+from audio_ct.audio import MAXIMUM_RATE_HZ, mu_law
 from audio_ct.errors import InputError, MissingError
 
 Encoding = Literal["mu-law", "bytes"]
@@ -26,6 +26,27 @@ Tokens = Integer[Tensor | np.ndarray, " time"]
 
 MAX_SECONDS = 36_000
 MAX_BYTES = 1 << 30
+
+
+class _ByteFile:
+    """A file of bytes that the operating system has as soon as they are written."""
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        self._path = path
+        self._file = path.open("wb" if overwrite else "xb", buffering=0)
+
+    def write(self, content: bytes) -> None:
+        try:
+            # A disk that is nearly full takes a part.
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise InputError(
+                f"{str(self._path)!r}: writing stopped: {error.strerror}; free some space. What was written stays."
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class TokenWriter:
@@ -36,7 +57,7 @@ class TokenWriter:
         self._decode = decode
 
     def write(self, tokens: Tokens) -> None:
-        """Append tokens [time] and hand what they stand for to the operating system."""
+        """Append tokens [time] and hand what they stand for to the operating system; InputError if it takes no more."""
         self._file.write(self._decode(tokens))
 
     def __enter__(self) -> Self:
@@ -108,7 +129,7 @@ class Codec(ABC):
 
         Raises:
             InputError: If audio cannot be written there, in this format, or at this rate.
-            OSError: If bytes cannot be written there.
+            OSError: If a file of bytes cannot be opened there.
         """
 
     @abstractmethod
@@ -138,9 +159,10 @@ class MuLawCodec(Codec):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not 1 <= self.bits <= mu_law.MAXIMUM_BITS or self.sample_rate_hz < 1:
+        if not 1 <= self.bits <= mu_law.MAXIMUM_BITS or not 1 <= self.sample_rate_hz <= MAXIMUM_RATE_HZ:
             raise InputError(
-                f"sample_rate_hz={self.sample_rate_hz}, bits={self.bits}: the rate must be positive, bits 1 to 16."
+                f"sample_rate_hz={self.sample_rate_hz}, bits={self.bits}: the rate must be from 1 to "
+                f"{MAXIMUM_RATE_HZ}, bits 1 to {mu_law.MAXIMUM_BITS}."
             )
 
     @property
@@ -260,7 +282,7 @@ class ByteCodec(Codec):
 
     def open_writer(self, path: Path, *, overwrite: bool = False) -> TokenWriter:
         """Open a file that holds the bytes as they are, whatever its suffix: a model may write what is not UTF-8."""
-        return TokenWriter(path.open("wb" if overwrite else "xb", buffering=0), self.decode)
+        return TokenWriter(_ByteFile(path, overwrite=overwrite), self.decode)
 
     def decode(self, tokens: Tokens) -> bytes:
         """Turn tokens [time] into bytes."""

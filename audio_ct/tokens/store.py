@@ -199,7 +199,7 @@ class TokenStore:
 
         Raises:
             InputError: If the split or the span is not there, or the store is elsewhere and cannot be reached.
-            DamagedError: If the shard was shortened since the store was opened.
+            DamagedError: If the shard was shortened since the store was opened, or a token is none of the codec's.
         """
         recordings = self.recordings(split)
         place: Place | Recording = recording if isinstance(recording, Recording) else recordings.place(recording)
@@ -207,7 +207,9 @@ class TokenStore:
         if not 0 <= start <= stop <= place.length:
             name = (recording if isinstance(recording, Recording) else recordings[recording]).name
             raise InputError(f"start={start}, stop={stop} must lie in order within {name!r}'s {place.length} tokens.")
-        span = self._map(self._shards[split][place.shard])[place.offset + start : place.offset + stop]
+        shard = self._shards[split][place.shard]
+        span = self._map(shard)[place.offset + start : place.offset + stop]
+        self._refuse_other_tokens(span, shard)
         return span.astype(np.uint8) if self.codec.bits <= 8 else span.astype(np.uint16)
 
     def fetch_ahead(self, split: str, recordings: npt.NDArray[Any]) -> None:
@@ -216,20 +218,30 @@ class TokenStore:
         self.files.fetch_ahead(self._shards[split][shard] for shard in shards)
 
     def verify(self) -> None:
-        """Compare every file with its hash; a store that is elsewhere is fetched for it.
+        """Compare every file with its hash, and tokens with the codec; a store that is elsewhere is fetched for it.
 
         Raises:
-            DamagedError: Naming the first one that is not what was written.
+            DamagedError: Naming the first one that is not what was written, or holds tokens that the codec has not.
         """
         for split in self.splits:
             for shard in self._shards[split]:
                 self.files.verify(shard)
+                self._refuse_other_tokens(self._map(shard), shard)
         for name, sha256 in self._others.items():
             self._read_whole(name, sha256)
 
     def _open_map(self, shard: StoredFile) -> np.memmap[Any, np.dtype[Any]]:
         with self.files.open(shard) as file:
             return np.memmap(file, dtype=token_dtype(self.codec), mode="r")
+
+    def _refuse_other_tokens(self, tokens: npt.NDArray[Any], shard: StoredFile) -> None:
+        """Raise DamagedError for tokens beyond the vocabulary, where their type has room for such."""
+        is_full = self.vocabulary_size == 1 << 8 * tokens.itemsize
+        if not is_full and len(tokens) and (largest := int(tokens.max())) >= self.vocabulary_size:
+            raise DamagedError(
+                f"{f'{self.address}/{shard.name}'!r} holds the token {largest}, bits={self.codec.bits} go up to "
+                f"{self.vocabulary_size - 1}; {REMEDY}."
+            )
 
     def _read_whole(self, name: str, sha256: str) -> bytes:
         content = self.files.read(name)

@@ -15,7 +15,7 @@ import torch
 
 from audio_ct import checkpoint
 from audio_ct.errors import NotFiniteError
-from audio_ct.models.token_model import TokenModel
+from audio_ct.models.token_model import TokenModel, all_finite
 from audio_ct.progress import Progress
 from audio_ct.recipe import Recipe
 from audio_ct.signals import stop_on_signals
@@ -45,10 +45,11 @@ def train(
         make_samples: writes samples of a model at a step to a folder and lists the files, for the tracker.
 
     Raises:
-        InputError: if the folder already holds a run, another process trains there, or the resumed run's recipe or
-            corpus is another.
+        InputError: if the folder already holds a run, another process trains there, the resumed run's recipe or corpus
+            is another, or the model does not fit into memory.
         MissingError: if there is nothing to resume.
-        NotFiniteError: after too many losses or gradients in a row that are not finite.
+        NotFiniteError: after too many losses or gradients in a row that are not finite, or where parameters or
+            validation are not; no checkpoint is made of them.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written; a second signal stops at once.
     """
     training = recipe.training
@@ -131,7 +132,7 @@ def _update(run: Run) -> None:
 
 
 def _settle(run: Run, *, all_of_them: bool) -> None:
-    """Count the updates that were not finite; too many in a row stop the run."""
+    """Count the updates that were not finite; too many in a row stop the run, as does a parameter that is not."""
     training, figures = run.recipe.training, run.figures
     for step, is_finite in run.checks.settled(all_of_them=all_of_them):
         if is_finite:
@@ -148,6 +149,17 @@ def _settle(run: Run, *, all_of_them: bool) -> None:
                 f"{run.recipe.optimizer.learning_rate} or use training.precision=bfloat16. Checkpoints are "
                 "intact."
             )
+    # A gradient may be finite and the update that it leads to beyond all numbers; asking makes a GPU wait.
+    if all_of_them and not all_finite(run.model):
+        raise _diverged(run, "parameters are")
+
+
+def _diverged(run: Run, what_is: str) -> NotFiniteError:
+    optimizer = run.recipe.optimizer
+    return NotFiniteError(
+        f"{what_is} not finite at step {run.step}; lower optimizer.learning_rate={optimizer.learning_rate} or "
+        f"optimizer.weight_decay={optimizer.weight_decay}. Checkpoints are intact."
+    )
 
 
 def _log(run: Run, tracker: Tracker, progress: Progress) -> None:
@@ -178,9 +190,12 @@ def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
 
 
 def _validate(run: Run, tracker: Tracker, validate: Validate) -> float | None:
+    _settle(run, all_of_them=True)
     metrics = validate(run.recipe, run.published, run.store)
-    tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
     bits = metrics["validation_bits_per_sample"]
+    if bits is not None and not math.isfinite(bits):
+        raise _diverged(run, f"validation_bits_per_sample={bits} is")
+    tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
     logger.info("step %d: validation %.4f bits per %s", run.step, bits, run.store.codec.unit)
     return bits
 

@@ -16,8 +16,9 @@ from audio_ct.device import choose_device, emulates_bfloat16
 from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.locks import hold
 from audio_ct.models.build import build_model
+from audio_ct.models.footprint import least_bytes, outline, refuse_too_large
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
-from audio_ct.models.token_model import TokenModel, num_parameters
+from audio_ct.models.token_model import TokenModel, all_finite, num_parameters
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
 from audio_ct.storage import is_remote
@@ -45,6 +46,9 @@ RESUME_MAY_CHANGE = (
     "training.sample_every_windows",
     "training.recompute_activations",
 )
+
+# Of each parameter: itself, its gradient, and AdamW's two running means.
+COPIES = 4
 
 
 @dataclass
@@ -187,8 +191,8 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
     """Set a run up at its start or, resumed, where its newest checkpoint stands. Nothing is written.
 
     Raises:
-        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, or an address in
-            the recipe holds a password.
+        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, an address in the
+            recipe holds a password, or the model does not fit into memory.
         DamagedError: if the checkpoint does not fit its recipe.
     """
     refuse_passwords(recipe)
@@ -220,6 +224,7 @@ def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
         seed=recipe.seed,
         reset_every_windows=training.reset_every_windows,
     )
+    _refuse_too_large(recipe, store.vocabulary_size, device)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, store.vocabulary_size).to(device)
     model.recompute_activations = training.recompute_activations
@@ -273,7 +278,6 @@ def save(run: Run, validation_bits: float | None = None) -> None:
         # The weights that training goes on from; those of the checkpoint are the average. Dots would nest.
         own = {name.replace(".", "/"): tensor for name, tensor in run.model.state_dict().items()}
         averaging = {"own_weights": own, "num_averaged": run.average.n_averaged}
-    is_measured = validation_bits is not None and math.isfinite(validation_bits)
     path = checkpoint.save(
         run.folder / "checkpoints",
         step=run.step,
@@ -291,7 +295,7 @@ def save(run: Run, validation_bits: float | None = None) -> None:
         manifest={
             "tokens": run.tokens,
             "metrics": {
-                "validation_bits_per_sample": validation_bits if is_measured else None,
+                "validation_bits_per_sample": validation_bits,
                 "training_tokens_per_second": run.tokens_per_second,
             },
             "model": {
@@ -346,6 +350,18 @@ def _refuse_waveform_parts_for_bytes(recipe: Recipe, store: TokenStore) -> None:
         )
 
 
+def _refuse_too_large(recipe: Recipe, vocabulary_size: int, device: torch.device) -> None:
+    training = recipe.training
+    parts = least_bytes(
+        outline(recipe.model, vocabulary_size),
+        batch_size=training.batch_size,
+        window_length=training.window_length,
+        copies=COPIES + (training.average_decay > 0),
+        activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,
+    )
+    refuse_too_large(parts, device)
+
+
 def _restore(run: Run, loaded: Checkpoint) -> None:
     assert loaded.training is not None
     assert loaded.state is not None
@@ -356,6 +372,8 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
             run.average.n_averaged.copy_(training["num_averaged"])
             own = {name.replace("/", "."): tensor for name, tensor in training["own_weights"].items()}
             run.model.load_state_dict(own)
+        if not (all_finite(run.published) and all_finite(run.model)):
+            raise ValueError("weights are not finite")
         entries = {int(index): dict(values) for index, values in training.get("optimizer", {}).items()}
         groups = run.optimizer.state_dict()["param_groups"]
         run.optimizer.load_state_dict({"state": entries, "param_groups": groups})
@@ -364,9 +382,11 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
         if "cuda" in training["random"] and lanes.device.type == "cuda":
             torch.cuda.set_rng_state(training["random"]["cuda"])
         run.figures = Figures.from_tensors(training["figures"], lanes.device)
-        shapes = [{name: t.shape for name, t in flatten(state).items()} for state in (lanes.state, loaded.state)]
-        if shapes[0] != shapes[1]:
+        if _layout(lanes.state) != _layout(loaded.state):
             raise ValueError("lanes carry other tensors")
+        for parameter, moments in run.optimizer.state.items():
+            if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the optimizer's running means are of other parameters")
         lanes.state = map_state(lambda tensor: tensor.to(lanes.device), loaded.state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedError(
@@ -374,6 +394,10 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
         ) from error
     run.step = run.saved_at = loaded.manifest.step
     logger.info("resumed from %s at step %d", loaded.path, run.step)
+
+
+def _layout(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in flatten(state).items()}
 
 
 def _tensor(number: float | Tensor) -> Tensor:

@@ -134,6 +134,32 @@ def test_an_ogg_stream_that_ends_within_a_page_is_truncated(tmp_path: Path, suff
             assert reader.truncated == "ends within an Ogg page"
 
 
+@pytest.mark.parametrize("suffix", ["ogg", "opus", "mp3"])
+def test_a_compressed_file_cut_at_any_byte_is_rejected(tmp_path: Path, suffix: str) -> None:
+    random = np.random.default_rng(0)
+    for num_channels, rate_hz in ((1, 16_000), (2, 16_000), (1, 48_000), (2, 48_000)):
+        waveform = 0.3 * random.uniform(-1, 1, (rate_hz, num_channels))
+        path = tmp_path / f"a.{suffix}"
+        soundfile.write(path, waveform, rate_hz, **({"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}))
+        content = path.read_bytes()
+        assert len(read(path)) == 24_000
+        for length in (1, *random.integers(2, len(content), 8), *(len(content) - cut for cut in (1, 2, 30, 300))):
+            path.write_bytes(content[:length])
+            assert rejected(path) in ("truncated", "unreadable"), length
+
+
+def test_an_mp3_that_states_no_length_or_has_more_is_read(tmp_path: Path) -> None:
+    """Without the header of its encoder nobody knows how long it was."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(1.0, 24_000), 24_000)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(content[:2], 2) :])
+    assert len(read(path)) > 0
+    # What stands behind the stream, such as an ID3 tag, is no fault.
+    path.write_bytes(content + b"TAG" + bytes(125))
+    assert close(read(path), tone(1.0, 24_000))
+
+
 def test_one_channel_is_read_and_channels_that_cancel_are_refused(tmp_path: Path) -> None:
     left, right = tone(0.5, 24_000), tone(0.5, 24_000, 1000.0)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 24_000, subtype="FLOAT")

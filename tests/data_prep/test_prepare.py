@@ -20,7 +20,7 @@ import torch
 from audio_ct.audio import files, mu_law
 from audio_ct.corpora.contents import describe
 from audio_ct.corpora.subsets import subset
-from audio_ct.errors import InputError, MissingError
+from audio_ct.errors import DamagedError, InputError, MissingError
 from audio_ct.tokens.store import TokenStore
 from data_prep import plan, skeleton
 from data_prep.folder import CORPUS
@@ -89,6 +89,11 @@ def test_bad_files_are_named_and_the_rest_goes_on(corpus: Path, tmp_path: Path) 
     soundfile.write(corpus / "one.wav", np.ones(1), 24_000)
     soundfile.write(corpus / "good.wav", noise(99, 0.3, 24_000), 24_000)
     (corpus / "cut.wav").write_bytes((corpus / "good.wav").read_bytes()[:5000])
+    voice = noise(98, 0.3, 24_000)
+    # Not quite opposite: a little is left in the mean.
+    soundfile.write(corpus / "opposite.wav", np.stack([voice, -0.995 * voice], axis=1), 24_000)
+    soundfile.write(corpus / "whole.mp3", voice, 24_000)
+    (corpus / "cut.mp3").write_bytes((corpus / "whole.mp3").read_bytes()[:-50])
     (corpus / "text.WAV").write_text("no audio")
     (corpus / "notes.md").write_text("not looked at")
     os.mkfifo(corpus / "pipe.wav")
@@ -103,7 +108,9 @@ def test_bad_files_are_named_and_the_rest_goes_on(corpus: Path, tmp_path: Path) 
         "silent.wav": "silent",
         "offset.wav": "silent",
         "one.wav": "too short",
+        "opposite.wav": "channels cancel",
         "cut.wav": "truncated",
+        "cut.mp3": "truncated",
         "text.WAV": "unreadable",
         "pipe.wav": "not a regular file",
         "dangling.wav": "unreadable",
@@ -111,9 +118,11 @@ def test_bad_files_are_named_and_the_rest_goes_on(corpus: Path, tmp_path: Path) 
     }
     assert all(len(reject["detail"].splitlines()) == 1 and str(tmp_path) not in reject["detail"] for reject in rejects)
     assert summary["rejects"]["silent"] == 2
+    (cancelled,) = (reject["detail"] for reject in rejects if reject["source"] == "opposite.wav")
+    assert "its 2 channels cancel each other in their mean; prepare with --channel 0" in cancelled
     store = TokenStore.open(tmp_path / "store")
     store.verify()
-    assert len(names(store)) == 21
+    assert len(names(store)) == 22
     assert "anna/\\xff" in names(store)
     assert {r.speaker for split in store.splits for r in store.recordings(split)} == {"anna", "böb\nx", "unknown"}
 
@@ -352,6 +361,15 @@ def test_the_report_warns_of_bands_that_are_empty(
     assert "lowest: 8000 Hz" in report["warnings"][0]
     assert [record.message for record in caplog.records] == report["warnings"]
     assert (tmp_path / "store/report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.png", "report.html", "rejects.jsonl"])
+def test_what_is_reported_is_hashed_in_the_manifest(corpus: Path, tmp_path: Path, name: str) -> None:
+    prepare(corpus, tmp_path / "store")
+    path = tmp_path / "store" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DamagedError, match=rf"{name}' is not what was written"):
+        TokenStore.open(tmp_path / "store").verify()
 
 
 def test_upsampled_sources_are_told_by_their_bandwidth(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Files of generated audio and bytes: the same seed the same, described beside, nothing overwritten unasked."""
 
+import errno
 import json
+import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +148,66 @@ def test_a_failure_before_the_first_sample_leaves_no_file(
     with pytest.raises(InputError, match="--no-compiled"):
         write(model, tmp_path, options=EngineOptions(compiled=True))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def disk_of() -> Iterator[Callable[[int], None]]:
+    """Let no file become longer than so many bytes: writing more fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@both
+@pytest.mark.parametrize("limit_bytes", [0, 30, 60])
+def test_a_disk_that_is_full_at_once_leaves_no_file_and_one_line(
+    model: TokenModel, tmp_path: Path, disk_of: Callable[[int], None], codec: Codec, limit_bytes: int
+) -> None:
+    disk_of(limit_bytes)
+    with pytest.raises(InputError, match=f"voice-00.{codec.default_format}.*(disk full|free some space)") as caught:
+        write(model, tmp_path, codec)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@both
+def test_a_disk_that_becomes_full_keeps_what_was_made(
+    model: TokenModel, tmp_path: Path, disk_of: Callable[[int], None], codec: Codec
+) -> None:
+    disk_of(4200)
+    with pytest.raises(InputError, match=f"voice-00.{codec.default_format}.*writing stopped"):
+        write(model, tmp_path, codec, num=1, num_tokens=5000)
+    (path,) = tmp_path.iterdir()
+    (whole,) = Sampler(model, num_waveforms=1).generate(num_samples=2048, start_token=codec.start_token, seed=5)
+    if codec is BYTES:
+        assert path.read_bytes()[:2048] == bytes(whole[0].tolist())
+    else:
+        audio, _ = soundfile.read(path)
+        np.testing.assert_allclose(audio[:2048], AUDIO.decode(whole[0]), atol=1.01 / 2**15)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [(AUDIO, "json"), (AUDIO, "png"), (BYTES, "json")])
+def test_a_sidecar_or_picture_is_whole_or_absent(
+    model: TokenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec, suffix: str
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if suffix not in path.name:
+            return write_bytes(path, content)
+        write_bytes(path, content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError) as caught:
+        write(model, tmp_path, codec, num=1, pictures=True)
+    sound = f"voice-00.{codec.default_format}"
+    assert str(caught.value) == (
+        f"{str(tmp_path / f'voice-00.{suffix}')!r} cannot be written: No space left on device; free some space. "
+        f"{sound!r} is whole."
+    )
+    picture = {"voice-00.png"} if suffix == "json" and codec is AUDIO else set()
+    assert {path.name for path in tmp_path.iterdir()} == {sound} | picture
 
 
 def test_progress_and_pictures(model: TokenModel, tmp_path: Path) -> None:

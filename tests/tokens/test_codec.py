@@ -43,6 +43,8 @@ def test_waveforms_start_from_silence_and_bytes_from_a_byte_that_no_text_holds()
         ("bytes", {"sample_rate_hz": None, "bits": 9}),
         ("mu-law", {"sample_rate_hz": None, "bits": 8}),
         ("mu-law", {"sample_rate_hz": 0, "bits": 8}),
+        ("mu-law", {"sample_rate_hz": 10**12, "bits": 8}),
+        ("mu-law", {"sample_rate_hz": 24_000, "bits": -3}),
         ("mu-law", {"sample_rate_hz": 24_000, "bits": 17}),
     ],
 )

@@ -184,6 +184,7 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         {"bits": 17},
         {"bits": "8"},
         {"sample_rate_hz": 0},
+        {"sample_rate_hz": 10**12},
         {"sample_rate_hz": None},
         {"encoding": "bytes"},
         {"format_version": 2},
@@ -192,6 +193,22 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         forge(tmp_path / "store", json.dumps(corpus | change).encode())
     for nonsense in (b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'):
         forge(tmp_path / "store", nonsense)
+
+
+@pytest.mark.parametrize(("bits", "said"), [(8, 4), (16, 12)])
+def test_tokens_beyond_the_bits_that_a_forged_manifest_says_are_refused(tmp_path: Path, bits: int, said: int) -> None:
+    build(tmp_path / "store", bits)
+    corpus = json.loads((tmp_path / "store/corpus.json").read_text())
+    content = json.dumps(corpus | {"bits": said}).encode()
+    (tmp_path / "store/corpus.json").write_bytes(content)
+    (tmp_path / "store/corpus.json.sha256").write_text(hashlib.sha256(content).hexdigest() + "\n")
+    store = TokenStore.open(tmp_path / "store")
+    for read in (store.verify, lambda: store.tokens("train", 1)):
+        with pytest.raises(
+            DamagedError, match=rf"train-00000.bin' holds the token \d+, bits={said} go up to"
+        ) as caught:
+            read()
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_forged_table_is_refused(tmp_path: Path) -> None:

@@ -392,6 +392,39 @@ def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     assert_finite(checkpoint.load(checkpoint.find(tmp_path, "newest")))
 
 
+@pytest.mark.parametrize("average", ["0.0", "0.9"])
+def test_parameters_that_overflow_stop_the_run_and_are_in_no_checkpoint(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: str
+) -> None:
+    """The gradient of the last update is finite, and what it makes of the parameters is not."""
+    at_window(monkeypatch, 5, partial(monkeypatch.setattr, loop, "learning_rate", lambda *_: 1e300))
+    changes = ("training.checkpoint_every_windows=4", f"training.average_decay={average}")
+    with pytest.raises(NotFiniteError, match=r"parameters are not finite at step 6; lower optimizer.learning_rate="):
+        train(recipe(store_path, WAVENET, *changes, steps=6), tmp_path)
+    newest = checkpoint.find(tmp_path, "newest")
+    assert newest.name == "step-00000004"
+    assert_finite(checkpoint.load(newest))
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(store_path: Path, tmp_path: Path) -> None:
+    def not_finite(*_: Any) -> dict[str, float | None]:
+        return {"validation_bits_per_sample": math.nan}
+
+    with pytest.raises(NotFiniteError, match=r"validation_bits_per_sample=nan is not finite at step 2"):
+        loop.train(recipe(store_path, WAVENET, steps=2), tmp_path, validate=not_finite, make_samples=make_samples)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_built(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "build_model", lambda *_: pytest.fail("built"))
+    change = "model.d_model=32768"
+    with pytest.raises(InputError, match=r"needs [\d,.]+ GiB at the least \(parameters .*lower the model's channels"):
+        train(recipe(store_path, COMPRESSIVE, change, "model.d_ff=262144", "model.num_layers=64"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_in_use_is_refused(store_path: Path, tmp_path: Path) -> None:
     train(recipe(store_path, WAVENET, steps=2), tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
