@@ -1,7 +1,6 @@
 """A training run: set up from a recipe, written to checkpoints, and restored from one bit for bit."""
 
 import logging
-import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training.averaging import averaged
+from audio_ct.training.figures import Figures, to_tensor
 from audio_ct.training.optimizer import FiniteChecks, make_optimizer
 from audio_ct.training.tracking import Tracker
 
@@ -77,54 +77,6 @@ class Lanes:
     def _sent(self, tensor: Tensor) -> Tensor:
         """Send a tensor to the device; it travels to a GPU while that works."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-
-@dataclass
-class Figures:
-    """The running figures of training.
-
-    Attributes:
-        seconds: trained so far, by the wall clock.
-        not_finite: updates whose loss or gradient was not finite.
-        not_finite_in_a_row: those since the last finite one.
-        gradient_norm: of the task's gradient at the last update, before clipping.
-        learning_rate: of the last update.
-        sums: of losses over the windows since the last log; on the device, so that adding never waits for it.
-        num_windows: how many those are.
-    """
-
-    seconds: float = 0.0
-    not_finite: int = 0
-    not_finite_in_a_row: int = 0
-    gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
-    learning_rate: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    num_windows: int = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Add the losses of a window."""
-        for name, loss in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + loss.detach().double()
-        self.num_windows += 1
-
-    def start_sums(self) -> None:
-        """Start the sums anew."""
-        self.sums, self.num_windows = {}, 0
-
-    def means(self) -> dict[str, float]:
-        """The mean losses since the last log."""
-        return {name: float(total) / self.num_windows for name, total in self.sums.items()}
-
-    def to_tensors(self) -> State:
-        """The figures as a checkpoint holds them."""
-        return {name: value if isinstance(value, dict) else _tensor(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: State, device: torch.device) -> "Figures":
-        """The figures of a checkpoint."""
-        numbers = {name: tensor.item() for name, tensor in tensors.items() if name not in ("sums", "gradient_norm")}
-        sums = {name: total.to(device) for name, total in tensors.get("sums", {}).items()}
-        return cls(gradient_norm=tensors["gradient_norm"], sums=sums, **numbers)
 
 
 @dataclass
@@ -286,7 +238,7 @@ def save(run: Run, validation_bits: float | None = None) -> None:
         training={
             # Learning rate and weight decay of the parameter groups are the recipe's.
             "optimizer": {str(index): entries for index, entries in run.optimizer.state_dict()["state"].items()},
-            "scaler": {name: _tensor(value) for name, value in run.scaler.state_dict().items()},
+            "scaler": {name: to_tensor(value) for name, value in run.scaler.state_dict().items()},
             "random": random,
             "figures": run.figures.to_tensors(),
             **averaging,
@@ -398,10 +350,3 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
 
 def _layout(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in flatten(state).items()}
-
-
-def _tensor(number: float | Tensor) -> Tensor:
-    """A number as a tensor that holds all of its digits."""
-    if isinstance(number, Tensor):
-        return number
-    return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.int64)

@@ -1,0 +1,64 @@
+"""The running figures of training, which checkpoints keep to the last digit."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from audio_ct.models.stage import State
+
+
+@dataclass
+class Figures:
+    """The running figures of training.
+
+    Attributes:
+        seconds: trained so far, by the wall clock.
+        not_finite: updates whose loss or gradient was not finite.
+        not_finite_in_a_row: those since the last finite one.
+        gradient_norm: of the task's gradient at the last update, before clipping.
+        learning_rate: of the last update.
+        sums: of losses over the windows since the last log; on the device, so that adding never waits for it.
+        num_windows: how many those are.
+    """
+
+    seconds: float = 0.0
+    not_finite: int = 0
+    not_finite_in_a_row: int = 0
+    gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    learning_rate: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    num_windows: int = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Add the losses of a window."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + loss.detach().double()
+        self.num_windows += 1
+
+    def start_sums(self) -> None:
+        """Start the sums anew."""
+        self.sums, self.num_windows = {}, 0
+
+    def means(self) -> dict[str, float]:
+        """The mean losses since the last log."""
+        return {name: float(total) / self.num_windows for name, total in self.sums.items()}
+
+    def to_tensors(self) -> State:
+        """The figures as a checkpoint holds them."""
+        return {name: value if isinstance(value, dict) else to_tensor(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: State, device: torch.device) -> "Figures":
+        """The figures of a checkpoint."""
+        numbers = {name: tensor.item() for name, tensor in tensors.items() if name not in ("sums", "gradient_norm")}
+        sums = {name: total.to(device) for name, total in tensors.get("sums", {}).items()}
+        return cls(gradient_norm=tensors["gradient_norm"], sums=sums, **numbers)
+
+
+def to_tensor(number: float | Tensor) -> Tensor:
+    """A number as a tensor that holds all of its digits."""
+    if isinstance(number, Tensor):
+        return number
+    return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.int64)
