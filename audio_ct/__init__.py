@@ -12,7 +12,12 @@ From a token store, as `audio-ct prep folder RECORDINGS --out stores/speech` mak
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP reads it when torch is loaded. Threads that spin while they wait, its default, starve whatever runs beside them
+# and are starved by it: docs/results.md, "Beside a busy process".
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from audio_ct.api import bits_per_sample, build_model, continue_waveform, sample, train

@@ -103,6 +103,7 @@ def train(
     else:
         checked = audio_ct.load_recipe(recipe, settings or [])
     print(f"checkpoint: {audio_ct.train(checked, run_dir, resume=resume)}")
+    print(f"trained; next: audio-ct sample {shlex.quote(str(run_dir))}, or audio-ct compare with others of its store")
 
 
 @app.command()

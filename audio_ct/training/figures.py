@@ -15,6 +15,7 @@ class Figures:
 
     Attributes:
         seconds: trained so far, by the wall clock.
+        seconds_of_sums: those of the windows that are in the sums.
         not_finite: updates whose loss or gradient was not finite.
         not_finite_in_a_row: those since the last finite one.
         gradient_norm: of the task's gradient at the last update, before clipping.
@@ -24,6 +25,7 @@ class Figures:
     """
 
     seconds: float = 0.0
+    seconds_of_sums: float = 0.0
     not_finite: int = 0
     not_finite_in_a_row: int = 0
     gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
@@ -37,9 +39,14 @@ class Figures:
             self.sums[name] = self.sums.get(name, 0.0) + loss.detach().double()
         self.num_windows += 1
 
+    def add_seconds(self, seconds: float) -> None:
+        """Add the time that a window took."""
+        self.seconds += seconds
+        self.seconds_of_sums += seconds
+
     def start_sums(self) -> None:
         """Start the sums anew."""
-        self.sums, self.num_windows = {}, 0
+        self.sums, self.num_windows, self.seconds_of_sums = {}, 0, 0.0
 
     def means(self) -> dict[str, float]:
         """The mean losses since the last log."""

@@ -85,7 +85,7 @@ def train(
                 if is_logged:
                     # Here a GPU is waited for: what it has not done yet is part of the time.
                     _settle(run, all_of_them=True)
-                figures.seconds += time.perf_counter() - began
+                figures.add_seconds(time.perf_counter() - began)
                 if is_logged:
                     _log(run, tracker, progress)
                 progress.update(run.step)
@@ -100,6 +100,7 @@ def train(
                 _save(run, validation_bits)
             # After the checkpoint: one that is due is on disk before sampling can fail.
             if _is_due(training.sample_every_windows, run, since=updated_at):
+                logger.info("step %d: making samples", run.step)
                 for path in make_samples(recipe, run.published, run.store, run.step, run_folder / "samples"):
                     tracker.log_artifact(path, "samples")
         if stop.asked > 0:
@@ -165,10 +166,12 @@ def _diverged(run: Run, what_is: str) -> NotFiniteError:
 def _log(run: Run, tracker: Tracker, progress: Progress) -> None:
     """Record the means since the last log and show them."""
     training, figures = run.recipe.training, run.figures
-    means = figures.means()
+    means, seconds = figures.means(), figures.seconds_of_sums
+    # Of these windows, not of the whole run: what it is now is what tells how much time is left.
+    speed = figures.num_windows * training.tokens_per_step / seconds if seconds else None
     figures.start_sums()
     nats = means.pop("loss_nats", None)
-    bits, speed = None if nats is None else nats / math.log(2), run.tokens_per_second
+    bits = None if nats is None else nats / math.log(2)
     metrics = {
         "training_bits_per_sample": bits,
         **means,

@@ -117,7 +117,7 @@ def assert_same_checkpoint(a: Path, b: Path) -> None:
     assert_identical(one.state, other.state)
     for loaded in (one, other):
         assert loaded.training is not None
-        del loaded.training["figures"]["seconds"]
+        del loaded.training["figures"]["seconds"], loaded.training["figures"]["seconds_of_sums"]
     assert_identical(one.training, other.training)
 
 
@@ -633,6 +633,17 @@ def test_a_checkpoint_whose_lanes_carry_something_else_is_damaged(
     monkeypatch.setattr(checkpoint, "load", lambda path: replace(load(path), state={"transformer": {}}))
     with pytest.raises(DamagedError, match="does not fit its own recipe"):
         train(recipe(store_path, steps=3), tiny_run, resume=True)
+
+
+def test_speed_is_that_of_the_windows_since_the_last_line(store_path: Path, tmp_path: Path) -> None:
+    settings = recipe(store_path, WAVENET, "training.log_every_windows=2", steps=4)
+    train(settings, tmp_path)
+    first, second = (row for row in read_record(tmp_path) if "tokens_per_second" in row)
+    speeds = first["tokens_per_second"], second["tokens_per_second"]
+    whole = checkpoint.read_manifest(checkpoint.find(tmp_path)).metrics["training_tokens_per_second"]
+    # Of two equal halves the whole's speed is the harmonic mean.
+    assert whole == pytest.approx(2 / (1 / speeds[0] + 1 / speeds[1]))
+    assert speeds[0] != pytest.approx(speeds[1])
 
 
 @pytest.mark.parametrize(
