@@ -120,7 +120,7 @@ def sample(
     prompt: Annotated[Path | None, typer.Option(help="A recording to continue, or a file of bytes.")] = None,
     prompt_seconds: Annotated[float | None, typer.Option(help="Only the prompt's beginning, so long.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="wav, flac, ogg, ...; of bytes txt, bin.")] = None,
-    compiled: Annotated[bool | None, typer.Option(help="Compile the step; by default from 48,000 samples on.")] = None,
+    compiled: Annotated[bool | None, typer.Option(help="Compile the step; by default from 16,000 samples on.")] = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
     overwrite: Overwrite = False,
@@ -249,7 +249,9 @@ def inspect(
 
 @app.command()
 def compare(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders, all trained on one store.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints, run folders or shipped models, all trained on one store.")
+    ],
     out: Out,
     split: Split = "test",
     max_tokens: MaxTokens = None,
@@ -257,7 +259,7 @@ def compare(
     num: Annotated[int, typer.Option(help="Waveforms of each model.")] = 4,
     seconds: Annotated[float, typer.Option(help="Length of each.")] = 1.0,
     prompt_seconds: Annotated[
-        float | None, typer.Option(help="Continue as many beginnings of the split's recordings, too.")
+        float | None, typer.Option(help="Each model also continues --num pieces of real speech of the split, so long.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of the waveforms and the bootstrap.")] = 0,
     store: StoreAddress = None,

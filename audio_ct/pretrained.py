@@ -46,11 +46,20 @@ class Pretrained:
             store: path or address; by default the recipe's. One of other recordings is warned of.
 
         Raises:
+            MissingError: if there is none.
             InputError: if the recipe's store is no longer the one that the model was trained on, or the tokens of a
                 store that was named mean something else.
         """
         corpus = self.recipe.corpus
-        opened = open_corpus(store or corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
+        try:
+            opened = open_corpus(store or corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
+        except MissingError as error:
+            if store is not None:
+                raise
+            raise MissingError(
+                f"corpus.store={corpus.store!r}, on which {self.label} was trained, is not there; name it, or another "
+                f"store of {self.codec}, by --store."
+            ) from error
         if opened.digest == self.manifest.store_digest:
             return opened
         if store is None:

@@ -1,7 +1,7 @@
 """Linear prediction that listens to itself, without a network: what its ridge does to the level and the spectrum.
 
-Every sample is the forecast and Laplace noise as large as the expected error (times --noise), which is what an
-untrained network's softmax would give. Waveforms go on from half a second of real speech.
+Every sample is the forecast and Laplace noise as large as the expected error, times --noise, as if a network had
+learned nothing but that. Waveforms go on from half a second of real speech.
 
     python -m benchmarks.closed_loop stores/speech24 stores/speech16 --out benchmarks/results/closed_loop.json
 """
@@ -28,13 +28,15 @@ from audio_ct.tokens.store import TokenStore
 NUM_WAVEFORMS = 16
 RIDGES = (1e-7, 1e-5, 1e-3)
 CHUNK_TOKENS = 4000
+# Less than rounding to a token leaves, the root of 1/12.
+LEAST_ERROR_TOKENS = 0.25
 
 
 def main() -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", nargs="+")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.6, 0.8, 1.0])
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.8, 0.9, 1.0])
     parser.add_argument("--window", type=int, default=200, help="of the predictor, in samples")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -63,8 +65,8 @@ def main() -> None:
 
 
 def width(expected_error: Tensor) -> Tensor:
-    """The mean distance of a Laplace distribution of tokens, half a token of rounding included."""
-    return (expected_error.square() + 0.25).sqrt() / math.sqrt(2)
+    """The mean distance of a Laplace distribution of tokens; the error was measured on rounded samples."""
+    return expected_error.clamp_min(LEAST_ERROR_TOKENS) / math.sqrt(2)
 
 
 @torch.no_grad()

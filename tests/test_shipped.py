@@ -17,6 +17,7 @@ NAMES = ["syllables", "syllables-wavenet"]
 
 def test_each_is_small_and_has_a_card_that_says_what_it_is() -> None:
     assert sorted(shipped()) == NAMES
+    assert "GNU GENERAL PUBLIC LICENSE" in (shipped()[NAMES[0]].parent / "COPYING").read_text(encoding="utf-8")
     for name, folder in shipped().items():
         assert sum(path.stat().st_size for path in folder.iterdir()) < MAXIMUM_BYTES
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -1,5 +1,6 @@
 """Two or more checkpoints side by side: likelihood on the same positions, speed, and the sound of their samples."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -59,7 +60,8 @@ def compare(
         cold_start_samples: first samples of each recording, scored apart.
         num_waveforms: waveforms of each model.
         seconds: length of each.
-        prompt_seconds: each model also continues as many beginnings of the split's recordings, of this length.
+        prompt_seconds: each model also continues as many pieces of the split's real speech, of this length; they begin
+            where recordings do, as far as there are such.
         seed: of the first waveform, of the prompts and of the bootstrap.
         store: the token store, where it is no longer where the recipes say; another of the same tokens is noted.
         title: of the page.
@@ -96,9 +98,12 @@ def compare(
             report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
             results.append(result)
             entries.append({"name": name, **_describe(model, result, summary(result, split, seed))})
-            for given in (None,) if prompts is None else (None, prompts):
+            kinds = (None,) if prompts is None else (None, prompts)
+            # Code that is compiled for one kind serves the other.
+            is_compiled = compiling_pays(model.model, len(kinds) * num_samples)
+            for given in kinds:
                 waveforms, speed = _generate(
-                    model, codec, out / "samples", name, num_waveforms, num_samples, seed, given, report
+                    model, codec, out / "samples", name, num_waveforms, num_samples, seed, given, is_compiled, report
                 )
                 generated.append(Generated("model" if given is None else "continued", name, waveforms))
                 entries[-1].setdefault("sampling_samples_per_second", speed)
@@ -131,7 +136,7 @@ def compare(
             "reference_lines": reference_lines(choose_recordings(opened, split, max_tokens), cold_start_samples),
             "models": entries,
             "differences": _differences(names, results, seed),
-            "notes": _notes(models, device, opened),
+            "notes": _notes(models, device, opened, prompts),
             "hearing": _without_sound(hearing),
             "real": {"samples": _samples(rows["real"][0], hearing["names"][:num_players])},
         }
@@ -174,10 +179,15 @@ def _prompts(
     prompt_seconds: float | None,
     seed: int,
 ) -> Windows | None:
-    """Beginnings of recordings to be continued, that go on for as long as the continuations will."""
+    """Real speech to be continued, which goes on for as long as continuations will; beginnings, if there are any."""
     if prompt_seconds is None:
         return None
-    num_prompt = codec.num_tokens(seconds=prompt_seconds)
+    num_prompt = round(prompt_seconds * codec.sample_rate_hz) if math.isfinite(prompt_seconds) else 0
+    if not 0 < num_prompt <= store.num_tokens(split):
+        raise InputError(
+            f"prompt-seconds={prompt_seconds} must be above 0 and no more than split {split!r} holds; leave it out for "
+            "cold starts alone."
+        )
     drawn = real_windows(store, codec, split=split, num=num, num_samples=num_prompt + num_samples, seed=seed)
     return drawn._replace(tokens=drawn.tokens[:, :num_prompt], waveforms=drawn.waveforms[:, :num_prompt])
 
@@ -191,6 +201,7 @@ def _generate(
     num_samples: int,
     seed: int,
     prompts: Windows | None,
+    is_compiled: bool,
     report: Callable[[str], None],
 ) -> tuple[np.ndarray, float]:
     """Write waveforms of a model; return them [num_waveforms, num_samples], without prompts, and samples per second.
@@ -208,7 +219,7 @@ def _generate(
         num_tokens=num_samples,
         seed=seed,
         prompt=None if prompts is None else torch.from_numpy(prompts.tokens.astype(np.int64)),
-        options=EngineOptions(compiled=compiling_pays(model.model, num_samples)),
+        options=EngineOptions(compiled=is_compiled),
         about={"checkpoint": model.label, "recipe": model.recipe.name},
         overwrite=True,
         on_progress=lambda num_made: blocks.append((num_made, time.perf_counter())),
@@ -277,14 +288,16 @@ def _differences(names: Sequence[str], results: Sequence[Likelihood], seed: int)
     return differences
 
 
-def _notes(models: Sequence[Pretrained], device: torch.device, store: TokenStore) -> list[str]:
+def _notes(models: Sequence[Pretrained], device: torch.device, store: TokenStore, prompts: Windows | None) -> list[str]:
     """The machine that the comparison ran on, and all that makes it less than fair."""
     notes = [f"Evaluation and sampling ran on {device.type} with {torch.get_num_threads()} threads."]
     if store.digest != models[0].manifest.store_digest:
         notes.append(
             f"{store.name} is not the store that the models were trained on: its recordings may be ones that they have "
-            "heard in training, or of voices that they have not."
+            "heard in training, or of voices that they have not, and copies were looked for in it."
         )
+    if prompts is not None and prompts.num_within:
+        notes.append(f"{prompts.num_within} of {len(prompts.names)} prompts begin within recordings.")
     for label, values in (
         ("tokens trained", [model.manifest.tokens for model in models]),
         ("precision", [model.recipe.training.precision for model in models]),

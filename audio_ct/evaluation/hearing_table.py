@@ -126,7 +126,7 @@ def hearing_table(
     95 % of a figure are its range. Only copying is judged by windows of `split`, which models haven't seen.
 
     Args:
-        store: token store that the models were trained on.
+        store: token store, as a rule that which the models were trained on.
         codec: its codec.
         models: waveforms; as many and as long of all.
         split: held-out split, for copying.

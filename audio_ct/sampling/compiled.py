@@ -26,7 +26,7 @@ from audio_ct.errors import InputError
 logger = logging.getLogger("audio_ct")
 
 # Compiling takes some 15 to 40 seconds, once for each shape of model: as much as it saves in so many samples.
-PAYS_FROM_SAMPLES = 48_000
+PAYS_FROM_SAMPLES = 16_000
 # Compiled steps that are kept, those used last: some megabytes each.
 NUM_KEPT = 16
 # torch._inductor.graph.GraphLowering.can_inline_constant

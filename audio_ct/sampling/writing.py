@@ -178,7 +178,9 @@ def _free_paths(folder: Path, stem: str, suffix: str, num: int, overwrite: bool)
     paths = [folder / f"{stem}-{i:02d}.{suffix}" for i in range(num)]
     for path in (file for main in paths for file in (main, main.with_suffix(".json"))):
         if path.exists() and not overwrite:
-            raise InputError(f"{str(path)!r} exists already; choose another name or ask to overwrite.")
+            raise InputError(
+                f"{str(path)!r} exists already; choose another place by --out, or replace it by --overwrite."
+            )
     return paths
 
 
