@@ -120,7 +120,7 @@ def sample(
     prompt: Annotated[Path | None, typer.Option(help="A recording to continue, or a file of bytes.")] = None,
     prompt_seconds: Annotated[float | None, typer.Option(help="Only the prompt's beginning, so long.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="wav, flac, ogg, ...; of bytes txt, bin.")] = None,
-    compiled: Annotated[bool | None, typer.Option(help="Compile the step; by default from 16,000 samples on.")] = None,
+    compiled: Annotated[bool | None, typer.Option(help="Compile the step; by default from 12,000 samples on.")] = None,
     weights: WeightsOption = "float32",
     memory: MemoryOption = "float32",
     overwrite: Overwrite = False,

@@ -25,8 +25,8 @@ from audio_ct.errors import InputError
 
 logger = logging.getLogger("audio_ct")
 
-# Compiling takes some 15 to 40 seconds, once for each shape of model: as much as it saves in so many samples.
-PAYS_FROM_SAMPLES = 16_000
+# Compiling takes some 25 to 50 seconds, once for each shape of model, and saves 3 ms or so of each step after it.
+PAYS_FROM_SAMPLES = 12_000
 # Compiled steps that are kept, those used last: some megabytes each.
 NUM_KEPT = 16
 # torch._inductor.graph.GraphLowering.can_inline_constant
