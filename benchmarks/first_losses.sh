@@ -46,7 +46,7 @@ PAPER="$PAPER --set corpus.store=$SPEECH"
 for model in compressive_transformer transformer_xl wavenet; do
     short=
     [ -z "${SHORT:-}" ] || [ $model = wavenet ] || short="--set model.short_convolution_width=0"
-    one demo-$model float32 "$WINDOWS" 2048 recipes/demo/$model.yaml $short --set corpus.store="$DEMO"
+    one demo-$model float32 "$WINDOWS" 512 recipes/demo/$model.yaml $short --set corpus.store="$DEMO"
     one small-$model float32 "$WINDOWS" 1024 recipes/small/$model.yaml $short --set corpus.store="$SPEECH"
     one small-$model-bfloat16 bfloat16 8 1024 recipes/small/$model.yaml $short --set corpus.store="$SPEECH"
 done

@@ -30,7 +30,7 @@ from data_prep.folder import CORPUS
 from data_prep.options import PrepOptions
 from data_prep.skeleton import prepare
 
-RECIPE = Path("recipes/demo/compressive_transformer.yaml")
+RECIPE = Path("recipes/small/compressive_transformer.yaml")
 TINY = [
     *("model.num_layers=2", "model.d_model=32", "model.num_heads=2", "model.d_ff=64", "model.front_dilations=[1,2,4]"),
     *("training.batch_size=4", "training.window_length=128", "training.reset_every_windows=16"),

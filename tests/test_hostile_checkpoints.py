@@ -108,8 +108,10 @@ def test_sampling_refuses_it(
     rewrite(tmp_path / "run", changes, **fields)
     capsys.readouterr()
     assert command("sample", tmp_path / "run", "--out", tmp_path / "out", "--seconds", 0.01) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    # Before it stand the lines of what differs from the run's own recipe.
+    *differences, line = capsys.readouterr().err.splitlines()
     assert message in line
+    assert all(", was " in each or each.endswith("; or --set it") for each in differences)
     assert not (tmp_path / "out").exists()
 
 
@@ -156,5 +158,7 @@ def test_resuming_refuses_it(
     longer = ("--set", "training.max_tokens=2048")
     recipe = ROOT / "recipes/demo/wavenet.yaml"
     assert command("train", recipe, "--run-dir", tmp_path / "run", *arguments, *longer, "--resume") == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    # Before it stand the lines of what differs from the run's own recipe.
+    *differences, line = capsys.readouterr().err.splitlines()
     assert message in line
+    assert all(", was " in each or each.endswith("; or --set it") for each in differences)
