@@ -9,7 +9,7 @@ MODELS="compressive_transformer transformer_xl wavenet"
 echo "First to hear: a Compressive Transformer trained for hours on recorded letters and syllables, which comes with the"
 echo "package (samples/pretrained/syllables/README.md). It starts from silence and speaks no words; these are two of its better"
 echo "waveforms, and samples/gallery/index.html has eight as they come:"
-audio-ct sample syllables --num 2 --seconds 0.7 --seed 1006 --out "$RUNS/syllables" --overwrite
+audio-ct sample syllables --num 2 --seconds 0.5 --seed 1006 --out "$RUNS/syllables" --overwrite
 
 echo "Now three small models of a synthetic voice at 8 kHz, trained here from nothing:"
 if [ ! -e "$STORE" ]; then
@@ -37,4 +37,4 @@ for model in $MODELS; do
 done
 [ -z "$failed" ] || exit 2
 audio-ct compare "$RUNS/compressive_transformer" "$RUNS/transformer_xl" "$RUNS/wavenet" --out "$RUNS/comparison" \
-    --num 2 --seconds 0.75 --prompt-seconds 0.5 --max-tokens 60000 --title "Demo: three models of synthetic speech"
+    --num 2 --seconds 0.5 --prompt-seconds 0.5 --max-tokens 60000 --title "Demo: three models of synthetic speech"
