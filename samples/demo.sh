@@ -37,4 +37,4 @@ for model in $MODELS; do
 done
 [ -z "$failed" ] || exit 2
 audio-ct compare "$RUNS/compressive_transformer" "$RUNS/transformer_xl" "$RUNS/wavenet" --out "$RUNS/comparison" \
-    --num 2 --seconds 0.5 --prompt-seconds 0.5 --max-tokens 60000 --title "Demo: three models of synthetic speech"
+    --num 2 --seconds 0.75 --prompt-seconds 0.5 --max-tokens 60000 --title "Demo: three models of synthetic speech"
