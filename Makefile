@@ -14,11 +14,12 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
 	touch $@
 
-# Prepares synthetic speech, trains three small models, and compares them on one page: 4 to 11 minutes on 2 cores.
+# Lets a shipped model be heard, trains three small ones of synthetic speech side by side, and compares them on one
+# page: some 6 minutes on 2 idle cores.
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/demo.sh
 
-# Everything but what needs a GPU or takes minutes: 5 to 10 minutes on 2 cores.
+# Everything but what needs a GPU or takes minutes: 5 to 11 minutes on 2 cores.
 test: $(INSTALLED)
 	$(BIN)/pytest -m 'not gpu and not slow' -n 2 --dist loadgroup
 
