@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # OpenMP reads it when torch is loaded. Threads that spin while they wait, its default, starve whatever runs beside them
-# and are starved by it: docs/results.md, "Beside a busy process".
+# and are starved by it; `python -m benchmarks.busy` measures that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
