@@ -98,20 +98,23 @@ HOSTILE: dict[str, tuple[Make, str]] = {
 }
 
 
+def harm(run: Path, copy: Path, make: Callable[[Path], tuple[Any, dict[str, Any]]]) -> None:
+    """Copy a run and rewrite its checkpoint, hashes in order."""
+    changes, fields = make(run)
+    shutil.copytree(run, copy)
+    rewrite(copy, changes, **fields)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_sampling_refuses_it(
     command: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     make, message = HOSTILE[name]
-    changes, fields = make(run)
-    shutil.copytree(run, tmp_path / "run")
-    rewrite(tmp_path / "run", changes, **fields)
+    harm(run, tmp_path / "run", make)
     capsys.readouterr()
     assert command("sample", tmp_path / "run", "--out", tmp_path / "out", "--seconds", 0.01) == 2
-    # Before it stand the lines of what differs from the run's own recipe.
-    *differences, line = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-    assert all(", was " in each or each.endswith("; or --set it") for each in differences)
     assert not (tmp_path / "out").exists()
 
 
@@ -151,9 +154,7 @@ def test_resuming_refuses_it(
     name: str,
 ) -> None:
     make, message = TRAINING[name]
-    changes, fields = make(run)
-    shutil.copytree(run, tmp_path / "run")
-    rewrite(tmp_path / "run", changes, **fields)
+    harm(run, tmp_path / "run", make)
     capsys.readouterr()
     longer = ("--set", "training.max_tokens=2048")
     recipe = ROOT / "recipes/demo/wavenet.yaml"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_ct.tokens.store import TokenStore
+from audio_ct.tokens.store import TokenStore, printable
 
 # Keys of a manifest that say how the store is laid out, and the warnings of its preparation; all others are about what
 # it holds, and hold for its parts.
@@ -73,5 +73,4 @@ def _words(value: Any) -> str:
         return f"[{', '.join(map(_words, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "not stated"}[value]
-    # Names and texts of a corpus may hold anything, line breaks too.
-    return str(value) if str(value).isprintable() else repr(value)
+    return printable(value)

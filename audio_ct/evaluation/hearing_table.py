@@ -43,6 +43,9 @@ FIGURES = {
     "copied": ("copying", "above"),
 }
 
+# Kinds of rows that are a model's waveforms: cold starts, and what follows real speech.
+GENERATED_KINDS = ("model", "continued")
+
 
 class Generated(NamedTuple):
     """Waveforms of a model.
@@ -161,7 +164,7 @@ def hearing_table(
         held_out = real_windows(store, codec, split=split, num=num_real, num_samples=num_samples, seed=seed).waveforms
         notes.append(_add_copying(rows, ranges, TrainingSpeech(store, codec, seed=seed), held_out, seed))
     for row in rows:
-        if row["kind"] in ("model", "continued"):
+        if row["kind"] in GENERATED_KINDS:
             row["verdict"] = verdict(row["figures"], ranges, real=rows[0]["figures"], scrambled=rows[1]["figures"])
             if num < MIN_SET:
                 row["verdict"] += f" Few waveforms can hide much: there are {num}."

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from audio_ct.audio.spectrogram import COLOUR_MAP, COLOUR_RANGE_DB, mel_db
 from audio_ct.durable import write_whole
-from audio_ct.evaluation.hearing_table import within
+from audio_ct.evaluation.hearing_table import GENERATED_KINDS, within
 
 REFERENCE_LABELS = {
     "uniform": "Uniform",
@@ -269,19 +269,18 @@ def _hearing(hearing: Mapping[str, Any], models: Rows) -> dict[str, Any]:
 
     A cell is a list of (text, off), off for a model's figure that is out of real speech's range.
     """
-    generated_kinds = ("model", "continued")
     ranges = hearing["ranges"]
     columns = [(title, parts) for title, parts in HEARING_COLUMNS if any(part[0] in ranges for part in parts)]
-    by_place = {kind: iter(models) for kind in generated_kinds}
+    by_place = {kind: iter(models) for kind in GENERATED_KINDS}
     rows = [
         {
             **row,
-            "model": next(by_place[row["kind"]]) if row["kind"] in generated_kinds else None,
+            "model": next(by_place[row["kind"]]) if row["kind"] in GENERATED_KINDS else None,
             "cells": [
                 [
                     (
                         _with_unit(row["figures"].get(key), unit, factor, decimals),
-                        row["kind"] in generated_kinds
+                        row["kind"] in GENERATED_KINDS
                         and key in ranges
                         and not within(row["figures"].get(key), ranges[key]),
                     )

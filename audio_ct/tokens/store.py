@@ -74,6 +74,11 @@ class _Corpus(pydantic.BaseModel):
         return self
 
 
+def printable(value: Any) -> str:
+    """A value of a manifest in a line: names and texts of a corpus may hold anything, line breaks too."""
+    return str(value) if str(value).isprintable() else repr(value)
+
+
 class TokenStore:
     """A store opened for reading; any number of readers may share one.
 
@@ -114,8 +119,7 @@ class TokenStore:
     def warnings(self) -> list[str]:
         """What the preparation warned of, a printable line each."""
         warnings = self.corpus.get("warnings")
-        lines = [str(each) for each in warnings] if isinstance(warnings, list) else []
-        return [line if line.isprintable() else repr(line) for line in lines]
+        return [printable(each) for each in warnings] if isinstance(warnings, list) else []
 
     @property
     def start_token(self) -> int:
