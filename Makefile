@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/installed-peers
 
-.PHONY: setup demo test test-slow check bench bench-gpu bench-peers clean
+.PHONY: setup demo test test-slow faults check bench bench-gpu bench-peers clean
 
 setup: $(INSTALLED)
 
@@ -25,6 +25,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m 'slow and not gpu'
+
+# The fault matrix of docs/reliability.md in its long form: kills, mutated inputs, full disks. Its last line counts rows.
+faults: $(INSTALLED)
+	$(BIN)/pytest -m 'fault and not gpu' --long -n 2 --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -63,6 +63,88 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_CACHES / "inductor")
 
 RATE_HZ = 24_000
 
+# The rows of docs/reliability.md; each is held by the tests that are marked with it, all of them together.
+FAULTS = (
+    "killed training",
+    "signals",
+    "full disk",
+    "damaged checkpoint",
+    "foreign checkpoint",
+    "malicious checkpoint",
+    "damaged store",
+    "hostile manifest",
+    "killed preparation",
+    "audio",
+    "recipe",
+    "tracking",
+    "not finite",
+    "out of memory",
+    "a worker dies",
+    "another number of processes",
+    "two at once",
+    "odd environment",
+    "sampling",
+    "archive",
+    "names on pages",
+    "soak",
+)
+
+MATRIX = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long form of the fault tests, as docs/reliability.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            (row,) = mark.args
+            if row not in FAULTS:
+                raise pytest.UsageError(f"{item.nodeid}: {row!r} is not among FAULTS in tests/conftest.py")
+            item.user_properties.append(("fault", row))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --long, count the rows: one fell if one of its tests did, or if none was run."""
+    config = session.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if not config.getoption("--long") or reporter is None or hasattr(config, "workerinput"):
+        return
+    outcomes: dict[str, Counter[str]] = {row: Counter() for row in FAULTS}
+    measured: dict[str, list[str]] = {row: [] for row in FAULTS}
+    for outcome in ("passed", "failed", "error"):
+        for report in reporter.stats.get(outcome, []):
+            for row in (value for name, value in report.user_properties if name == "fault"):
+                outcomes[row][outcome] += 1
+                measured[row] += [value for name, value in report.user_properties if name == "measured"]
+    fell = [row for row, counts in outcomes.items() if not counts["passed"] or counts["failed"] or counts["error"]]
+    config.stash[MATRIX] = ["| fault | tests | measured | |", "|---|---|---|---|"] + [
+        f"| {row} | {counts['passed']} | {'; '.join(measured[row])} | {'FELL' if row in fell else 'held'} |"
+        for row, counts in outcomes.items()
+    ]
+    config.stash[MATRIX].append(f"{len(FAULTS) - len(fell)} rows held, {len(fell)} fell")
+    if fell:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print the matrix after everything else."""
+    for line in config.stash.get(MATRIX, []):
+        print(line)
+
+
+@pytest.fixture(scope="session")
+def times(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """How often a fault test does its worst: `times(short, long)`, the long form with --long."""
+    return lambda short, long: long if pytestconfig.getoption("--long") else short
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say what a fault test measured, such as "200 of 200 kills: equal weights", for the matrix."""
+    return lambda what: record_property("measured", what)
+
 
 @pytest.fixture(autouse=True)
 def _checks_begin_anew() -> None:
