@@ -14,6 +14,7 @@ import typer
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.prep import Out, Overwrite, prep
+from audio_ct.track_commands import track
 
 app = typer.Typer(
     help="Model raw speech sample by sample: prepare recordings, train, sample, compare.",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(prep, name="prep")
 app.add_typer(corpus, name="corpus")
+app.add_typer(track, name="track")
 
 CheckpointPath = Annotated[
     Path, typer.Argument(help="A checkpoint, a run folder (its best checkpoint), or a shipped model: syllables.")

@@ -1,13 +1,17 @@
-"""The local record of a run's figures, RUN/metrics.jsonl: a JSON line for each time that something was measured.
+"""The local record of a run: a JSON line for each thing that happened.
 
+RUN/metrics.jsonl has what was measured; it is cut where training goes on from an earlier checkpoint:
 {"step": 20, "tokens": 10240, "time": 1764000000.123, "training_bits_per_sample": 5.31, ...}
+
+RUN/events.jsonl has the rest: when training began, the run's parameters, tags, corpus and files, and how it ended:
+{"event": "artifact", "time": 1764000000.123, "path": "samples/step-00001000-00.wav", "folder": "samples"}
 """
 
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,9 @@ from audio_ct.durable import write_whole
 from audio_ct.errors import AudioCTError, InputError
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+# What every line of these files has; one without was torn by a crash of the machine.
+REQUIRED: dict[str, tuple[str, type]] = {METRICS_FILE: ("step", int), EVENTS_FILE: ("event", str)}
 
 logger = logging.getLogger("audio_ct")
 
@@ -24,8 +31,8 @@ class Record:
 
     Args:
         run_folder: the run's folder; made where it is missing.
-        resume_step: the step of the checkpoint that training goes on from (0: from the start again): lines past it are
-            cut. None for a new run.
+        resume_step: the step of the checkpoint that training goes on from (0: from the start again): metrics past it
+            are cut. None for a new run.
 
     Raises:
         InputError: the folder already has a record and resume_step is None.
@@ -33,36 +40,56 @@ class Record:
     """
 
     def __init__(self, run_folder: Path, *, resume_step: int | None = None) -> None:
-        self._path = run_folder / METRICS_FILE
-        try:
-            run_folder.mkdir(parents=True, exist_ok=True)
-            if resume_step is not None:
-                kept = [line for line, values in _whole_lines(self._path) if values["step"] <= resume_step]
-                write_whole(self._path, b"".join(kept))
-            elif self._path.exists() and self._path.stat().st_size > 0:
-                raise InputError(f"{self._path} already exists; resume that run or choose another folder")
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise AudioCTError(
-                f"{self._path}: opening the record failed: {error.strerror}; check the folder"
-            ) from error
-        self._unwritten = b""
-        self._has_warned = False
+        metrics, events = run_folder / METRICS_FILE, run_folder / EVENTS_FILE
+        if resume_step is None and metrics.is_file() and metrics.stat().st_size > 0:
+            raise InputError(f"{metrics} already exists; resume that run or choose another folder")
+        kept = _kept(metrics, resume_step), _kept(events, resume_step)
+        self._metrics, self._events = _Log(metrics, kept[0]), _Log(events, kept[1])
 
     def append(self, metrics: Mapping[str, float | None], *, step: int, tokens: int) -> None:
-        """Add a line; a value that is None or not finite becomes null there. A full disk is one warning.
+        """Add a line of metrics; a value that is None or not finite becomes null there. A full disk is one warning.
 
         `step` counts windows trained so far, and is never lower than in the line before.
         """
         values = {
             name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()
         }
-        line = json.dumps({"step": step, "tokens": tokens, "time": round(time.time(), 3), **values}) + "\n"
-        self._unwritten += line.encode()
+        self._metrics.append({"step": step, "tokens": tokens, "time": round(time.time(), 3), **values})
+
+    def append_event(self, event: str, **values: str | Mapping[str, str] | None) -> None:
+        """Add a line of another kind; a full disk is one warning."""
+        self._events.append({"event": event, "time": round(time.time(), 3), **values})
+
+    def close(self) -> None:
+        """Write the lines that found no space until now, and close the files; again does nothing."""
+        self._metrics.close()
+        self._events.close()
+
+
+class _Log:
+    """A file that lines are added to: without waiting for the disk, and whether or not that has space.
+
+    Args:
+        path: the file; it and its folder are made where they are missing.
+        kept: the lines that it begins with.
+    """
+
+    def __init__(self, path: Path, kept: Iterable[bytes]) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, b"".join(kept))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise AudioCTError(f"{path}: opening the record failed: {error.strerror}; check the folder") from error
+        self._unwritten = b""
+        self._has_warned = False
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        self._unwritten += json.dumps(values).encode() + b"\n"
         self._write()
 
     def close(self) -> None:
-        """Write the lines that found no space until now, and close the file; again does nothing."""
         if not self._file.closed:
             self._write()
             self._file.close()
@@ -79,12 +106,31 @@ class Record:
             logger.warning("%s: writing the record failed: %s; training goes on, make space there", self._path, reason)
 
 
+def whole_lines(path: Path, offset_bytes: int = 0) -> Iterator[tuple[bytes, dict[str, Any], int]]:
+    """Yield each line of a record's file, its values and where it ends; none where there is no file.
+
+    Lines that a crash of the machine has torn are left out, and so is the last one until all of it is written.
+    """
+    if not path.exists():
+        return
+    name, kind = REQUIRED[path.name]
+    with path.open("rb") as file:
+        file.seek(offset_bytes)
+        while (line := file.readline()).endswith(b"\n"):
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict) and isinstance(values.get(name), kind):
+                yield line, values, file.tell()
+
+
 def read_record(run_folder: Path) -> list[dict[str, Any]]:
     """Read the whole lines of a run's record: step, tokens, time and measured values; none where there is no record.
 
     A validation has a line of its own.
     """
-    return [values for _, values in _whole_lines(run_folder / METRICS_FILE)]
+    return [values for _, values, _ in whole_lines(run_folder / METRICS_FILE)]
 
 
 def learning_curve(path: Path) -> list[dict[str, float | None]]:
@@ -103,15 +149,8 @@ def learning_curve(path: Path) -> list[dict[str, float | None]]:
     return points
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield a record's lines and their values, without those that a crash of the machine has torn."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith(b"\n") and isinstance(values, dict) and isinstance(values.get("step"), int):
-                yield line, values
+def _kept(path: Path, resume_step: int | None) -> list[bytes]:
+    """The lines of a record's file that a run goes on behind; events have no step and are all kept."""
+    if resume_step is None:
+        return []
+    return [line for line, values, _ in whole_lines(path) if values.get("step", 0) <= resume_step]

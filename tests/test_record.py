@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audio_ct.errors import AudioCTError, InputError
-from audio_ct.record import METRICS_FILE, Record, learning_curve, read_record
+from audio_ct.record import EVENTS_FILE, METRICS_FILE, Record, learning_curve, read_record
 
 
 def write(run_folder: Path, lines: list[dict[str, Any]], **options: Any) -> None:
@@ -29,7 +29,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     assert abs(first.pop("time") - before) < 5
     assert first == {"step": 1, "tokens": 10, "training_bits_per_sample": 7.5, "validation_bits_per_sample": None}
     assert second["a"] is None
-    assert [entry.name for entry in (tmp_path / "run").iterdir()] == [METRICS_FILE]
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {METRICS_FILE, EVENTS_FILE}
 
 
 def test_a_record_is_not_continued_by_accident(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_resuming_cuts_the_record_after_the_checkpoint(tmp_path: Path, torn: byt
     record.close()
     write(tmp_path, [{"a": 5.0}], resume_step=4)
     assert [line["step"] for line in read_record(tmp_path)] == [1, 2, 3, 4, 5]
-    assert [entry.name for entry in tmp_path.iterdir()] == [METRICS_FILE]
+    assert {entry.name for entry in tmp_path.iterdir()} == {METRICS_FILE, EVENTS_FILE}
 
 
 def test_a_full_disk_is_one_warning_and_the_record_is_completed_later(

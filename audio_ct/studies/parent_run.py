@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from audio_ct.training.tracking import (
+from audio_ct.training.mlflow_store import (
     TRACKING_FILE,
+    as_line,
     connect,
+    existing_run,
     experiment_id,
-    reopened_run,
+    read_note,
     without_password,
     write_note,
 )
@@ -27,11 +29,14 @@ def open_parent_run(out: Path, *, name: str, experiment: str, uri: str, tags: Ma
     """
     opened: str | None = None
     with _failure_as_warning(uri):
-        client, note = connect(uri), out / TRACKING_FILE
-        run_id = reopened_run(client, uri, note).get("run_id")
-        if run_id is None:
+        client, path = connect(uri), out / TRACKING_FILE
+        note = read_note(path, uri)
+        if note and existing_run(client, note["run_id"]) is not None:
+            run_id = note["run_id"]
+            client.update_run(run_id, status="RUNNING")
+        else:
             run_id = client.create_run(experiment_id(client, experiment, uri), run_name=name).info.run_id
-            write_note(note, uri, run_id=run_id)
+            write_note(path, uri, run_id=run_id)
         for key, value in tags.items():
             client.set_tag(run_id, key, value)
         opened = run_id
@@ -57,5 +62,6 @@ def _failure_as_warning(uri: str) -> Iterator[None]:
         yield
     # mlflow, its store and its transport can raise anything, and none of it may reach the study.
     except Exception as error:
-        line = without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
-        logger.warning("tracking the study at %s failed (%s); it goes on without", without_password(uri), line)
+        logger.warning(
+            "tracking the study at %s failed (%s); it goes on without", without_password(uri), as_line(error)
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 from audio_ct.errors import InputError, MissingError
 from audio_ct.recipe import Recipe, flat, parse_recipe, read_recipe, refuse_passwords
-from audio_ct.training.tracking import default_uri
+from audio_ct.training.mlflow_store import default_uri
 
 BASE_FILE = "base.yaml"
 # Equal in all variants that are compared at one budget; the table names the variants in which they differ.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from audio_ct.recipe import TrackingRecipe
-from audio_ct.training import tracking
+from audio_ct.training import sender
 from audio_ct.training.mlflow_database import database_path, ensure_database
 from audio_ct.training.tracking import Tracker
 
@@ -76,7 +76,7 @@ def test_a_kill_while_it_is_made_leaves_nothing_in_its_place(tmp_path: Path) -> 
 def test_two_runs_that_start_together_are_both_tracked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 120)
+    monkeypatch.setattr(sender, "CLOSING_SECONDS", 120)
     settings = TrackingRecipe(experiment="speech")
     trackers = [Tracker(tmp_path / name, settings, run_name=name) for name in ("one", "two")]
     for tracker in trackers:

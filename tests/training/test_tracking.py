@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from audio_ct.recipe import TrackingRecipe
-from audio_ct.record import METRICS_FILE, read_record
-from audio_ct.training import tracking
+from audio_ct.record import EVENTS_FILE, METRICS_FILE, read_record
+from audio_ct.training import sender, tracking
+from audio_ct.training.mlflow_run import MlflowRun
+from audio_ct.training.mlflow_store import TRACKING_FILE
 from audio_ct.training.tracking import Tracker
 
 ABSENT_SERVER = "http://127.0.0.1:9"
@@ -46,7 +48,7 @@ def test_without_tracking_the_record_is_kept_and_nothing_else(tmp_path: Path) ->
     tracker.close()
     tracker.close()
     assert [line["tokens"] for line in read_record(run)] == [512]
-    assert [entry.name for entry in run.iterdir()] == [METRICS_FILE]
+    assert {entry.name for entry in run.iterdir()} == {METRICS_FILE, EVENTS_FILE}
 
 
 @pytest.mark.parametrize(
@@ -88,42 +90,15 @@ def test_an_absent_server_costs_nothing_but_one_warning(tmp_path: Path, caplog: 
     assert "\n" not in message
 
 
-def test_what_waits_for_an_absent_server_is_bounded(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "MAX_WAITING_CALLS", 3)
-    monkeypatch.setattr(tracking._Sender, "_work", lambda sender: None)
-    tracker = start(tmp_path, uri=ABSENT_SERVER)
-    sender, sent = tracker._sender, []
-    assert sender is not None
-    monkeypatch.setattr(tracking, "_send_tags", lambda client, run_id, tags: sent.append(tags))
-    for number in range(10):
-        tracker.set_tags({"number": number})
-        tracker.log_metrics({"a": 1.0}, step=number, tokens=number)
-    (message,) = warnings_of(caplog)
-    assert message.startswith(f"tracking: 3 tags and files wait for {ABSENT_SERVER}; what follows is left out there")
-    # Once there is room again, what follows is sent; the record has had everything.
-    monkeypatch.setattr(sender, "_client", object())
-    sender._next_system_time = float("inf")
-    monkeypatch.setattr(sender, "_send_lines", lambda client: False)
-    sender._send_all()
-    tracker.set_tags({"number": 10})
-    sender._send_all()
-    assert [tags["number"] for tags in sent] == [0, 1, 2, 10]
-    assert len(warnings_of(caplog)) == 1
-    assert len(read_record(tmp_path)) == 10
-    tracker.close()
-
-
 def test_a_server_that_never_answers_cannot_hold_up_closing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(sender, "CLOSING_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         tracker = start(tmp_path, uri=f"http://127.0.0.1:{server.getsockname()[1]}")
         server.settimeout(15)
         connection, _ = server.accept()  # the thread now waits for an answer
-        sender = tracker._sender
+        thread = tracker._sender and tracker._sender._thread
         with connection:
             tracker.log_metrics({"a": 1.0}, step=1, tokens=1)
             start_time = time.monotonic()
@@ -132,8 +107,8 @@ def test_a_server_that_never_answers_cannot_hold_up_closing(
         assert len(read_record(tmp_path)) == 1
         assert len(warnings_of(caplog)) == 1
     # Its connection is gone, so the thread ends; waiting here keeps it out of the next test.
-    assert sender is not None
-    sender._thread.join(15)
+    assert thread is not None
+    thread.join(15)
     assert len(warnings_of(caplog)) == 1
 
 
@@ -141,19 +116,19 @@ def test_a_store_that_comes_back_gets_what_it_missed(
     tmp_path: Path, empty_store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(empty_store, tmp_path)
-    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(tracking, "MAX_RETRY_SECONDS", 0.05)
-    send, failures, is_back = tracking._Sender._send_lines, iter([False, True, True]), threading.Event()
+    monkeypatch.setattr(sender, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(sender, "MAX_RETRY_SECONDS", 0.05)
+    send, failures, is_back = MlflowRun._send_lines, iter([False, True, True]), threading.Event()
 
-    def sometimes(sender: Any, client: Any) -> bool:
+    def sometimes(run: Any) -> bool:
         if next(failures, False):
             raise ConnectionError("gone")
-        has_read = send(sender, client)
+        has_read = send(run)
         if not has_read:
             is_back.set()
         return has_read
 
-    monkeypatch.setattr(tracking._Sender, "_send_lines", sometimes)
+    monkeypatch.setattr(MlflowRun, "_send_lines", sometimes)
     tracker = start(tmp_path / "run")
     for step in range(1, 1001):
         tracker.log_metrics({"bits": 1.0, "other": 2.0}, step=step, tokens=step)
@@ -164,7 +139,8 @@ def test_a_store_that_comes_back_gets_what_it_missed(
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    run_id = json.loads((tmp_path / "run" / tracking.TRACKING_FILE).read_text())["run_id"]
+    (note,) = json.loads((tmp_path / "run" / TRACKING_FILE).read_text()).values()
+    run_id = note["run_id"]
     assert sorted(point.step for point in client.get_metric_history(run_id, "other")) == list(range(1, 1001))
 
 
