@@ -80,7 +80,12 @@ class TrainingRecipe(Section):
     sample_every_windows: NonNegative = 0
     """Audio samples, or texts, for the tracker; 0 for none."""
     max_not_finite: Positive = 20
-    """Updates in a row whose loss or gradient may be not finite before the run stops."""
+    """Updates in a row that may be left out, their loss or gradient not finite or a spike, before the run stops."""
+    skip_spikes_above: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """An update whose gradient norm is so many times the running mean is left out; 0 for none."""
+    roll_back_after: NonNegative = 0
+    """After so many updates left out in a row, weights and optimizer go back to the newest checkpoint, and training
+    goes on with the windows that come next; 0 for never."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the moving average of the weights that an update leaves; validation, samples and the checkpoint's
     weights are then the average's. 0 for none."""
@@ -90,6 +95,10 @@ class TrainingRecipe(Section):
     """Compile the model, which pays on a GPU."""
     recompute_activations: bool = False
     """Keep each layer's inputs only, compute its inside again in the backward pass: less memory, a third more work."""
+    shard_optimizer: bool = False
+    """Of several processes, each keeps its share of the optimizer's running means only."""
+    timeout_seconds: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    """Several processes wait so long for each other before the run stops."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -100,6 +109,20 @@ class TrainingRecipe(Section):
     def num_steps(self) -> int:
         """Windows of the whole run."""
         return math.ceil(self.max_tokens / self.tokens_per_step)
+
+    @model_validator(mode="after")
+    def _spikes_are_above_the_mean(self) -> Self:
+        if 0 < self.skip_spikes_above <= 1:
+            raise ValueError(
+                f"training.skip_spikes_above={self.skip_spikes_above} must be above 1, the running mean itself, or 0 "
+                "for none; try 5"
+            )
+        if self.roll_back_after >= self.max_not_finite:
+            raise ValueError(
+                f"training.roll_back_after={self.roll_back_after} must be below training.max_not_finite="
+                f"{self.max_not_finite}, which stops the run first; lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_cuts_no_update(self) -> Self:

@@ -22,7 +22,7 @@ from audio_ct.recipe import flat, load_recipe, parse_recipe
 from audio_ct.record import learning_curve, read_record
 from audio_ct.signals import Stop
 from audio_ct.studies.plan import BUDGET, Run, StudyOptions
-from audio_ct.training.run import refuse_other_recipe
+from audio_ct.training.setup import refuse_other_recipe
 
 EVALUATION_FILE = "evaluation.json"
 POLL_SECONDS = 0.2

@@ -47,6 +47,7 @@ class Streams:
         seed: Orders the recordings, with the epoch.
         reset_every_windows: A lane's state is reset after this many windows, staggered over the lanes, so that a cold
             start, as in sampling, stays familiar to the model; 0 for never.
+        own_lanes: Those that are read here, where other processes read the others; all of them by default.
 
     Raises:
         InputError: If the split has fewer tokens than one window of every lane.
@@ -61,10 +62,12 @@ class Streams:
         window_length: int,
         seed: int,
         reset_every_windows: int,
+        own_lanes: range | None = None,
     ) -> None:
         self._store = store
         self._split = split
         self._num_lanes = num_lanes
+        self._own_lanes = range(num_lanes) if own_lanes is None else own_lanes
         self._window_length = window_length
         self._seed = seed
         self._reset_every = reset_every_windows
@@ -80,16 +83,16 @@ class Streams:
         self._ahead: dict[int, tuple[int, int]] = {}
 
     def window(self, step: int) -> Window:
-        """Read the window of every lane at a step, counted from 0 over all epochs."""
+        """Read the window of every own lane at a step, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.windows_per_epoch)
-        rows = np.stack([self._read(epoch, lane, index) for lane in range(self._num_lanes)])
-        fresh = torch.tensor([self._is_fresh(step, lane) for lane in range(self._num_lanes)])
+        rows = np.stack([self._read(epoch, lane, index) for lane in self._own_lanes])
+        fresh = torch.tensor([self._is_fresh(step, lane) for lane in self._own_lanes])
         inputs = torch.from_numpy(rows[:, :-1].astype(np.int64))
         inputs[fresh, 0] = self._store.start_token
         return Window(inputs, torch.from_numpy(rows[:, 1:].astype(np.int64)), fresh)
 
     def recordings_at(self, step: int) -> tuple[str, ...]:
-        """The names of the recordings that the lanes read at a step, for messages."""
+        """The names of the recordings that all lanes read at a step, for messages."""
         epoch, index = divmod(step, self.windows_per_epoch)
         order = self._order(epoch)
         recordings = self._store.recordings(self._split)

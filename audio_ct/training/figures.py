@@ -16,9 +16,12 @@ class Figures:
     Attributes:
         seconds: trained so far, by the wall clock.
         seconds_of_sums: those of the windows that are in the sums.
-        not_finite: updates whose loss or gradient was not finite.
-        not_finite_in_a_row: those since the last finite one.
+        not_finite: updates left out because their loss or gradient was not finite.
+        spikes: those left out because their gradient was a spike.
+        left_out_in_a_row: both, since the last update that was taken.
+        rolled_back_to: step of the checkpoint that weights last went back to; -1 before that.
         gradient_norm: of the task's gradient at the last update, before clipping.
+        typical_norm: its running mean over the updates taken; see `audio_ct.training.optimizer.judged`.
         learning_rate: of the last update.
         sums: of losses over the windows since the last log; on the device, so that adding never waits for it.
         num_windows: how many those are.
@@ -27,8 +30,11 @@ class Figures:
     seconds: float = 0.0
     seconds_of_sums: float = 0.0
     not_finite: int = 0
-    not_finite_in_a_row: int = 0
+    spikes: int = 0
+    left_out_in_a_row: int = 0
+    rolled_back_to: int = -1
     gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    typical_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     learning_rate: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
     num_windows: int = 0
@@ -59,9 +65,10 @@ class Figures:
     @classmethod
     def from_tensors(cls, tensors: State, device: torch.device) -> "Figures":
         """The figures of a checkpoint."""
-        numbers = {name: tensor.item() for name, tensor in tensors.items() if name not in ("sums", "gradient_norm")}
         sums = {name: total.to(device) for name, total in tensors.get("sums", {}).items()}
-        return cls(gradient_norm=tensors["gradient_norm"], sums=sums, **numbers)
+        norms = {name: tensors[name].to(device) for name in ("gradient_norm", "typical_norm")}
+        rest = {name: tensor.item() for name, tensor in tensors.items() if name != "sums" and name not in norms}
+        return cls(sums=sums, **norms, **rest)
 
 
 def to_tensor(number: float | Tensor) -> Tensor:

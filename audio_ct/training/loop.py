@@ -2,7 +2,9 @@
 
 A step is one window of every lane: read, forward, backward. Parameters are updated every `update_every` steps.
 Checkpoints stand between updates, so that no gradient is lost, and hold all that the next step depends on: a resumed
-run goes on bit for bit on the CPU with the same number of threads.
+run goes on bit for bit on the CPU with the same number of threads and processes.
+
+Started by torchrun, each process trains its share of the lanes, and all of them take every step here together.
 """
 
 import logging
@@ -20,8 +22,10 @@ from audio_ct.progress import Progress
 from audio_ct.recipe import Recipe
 from audio_ct.signals import stop_on_signals
 from audio_ct.tokens.store import TokenStore
-from audio_ct.training.optimizer import clip_gradients, learning_rate, update_every
-from audio_ct.training.run import Run, begin, hold_run, save, track
+from audio_ct.training.optimizer import Verdict, clip_gradients, judged, learning_rate, own_share, update_every
+from audio_ct.training.processes import open_processes
+from audio_ct.training.run import Run, memory_explained, roll_back, save
+from audio_ct.training.setup import begin, hold_run, track
 from audio_ct.training.tracking import Tracker
 
 Validate = Callable[[Recipe, TokenModel, TokenStore], dict[str, float | None]]
@@ -48,6 +52,7 @@ def train(
         InputError: if the folder already holds a run, another process trains there, the resumed run's recipe or corpus
             is another, or the model does not fit into memory.
         MissingError: if there is nothing to resume.
+        AudioCTError: if memory runs out, or another process of the run has ended or hangs.
         NotFiniteError: after too many losses or gradients in a row that are not finite, or where parameters or
             validation are not; no checkpoint is made of them.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written; a second signal stops at once.
@@ -57,25 +62,28 @@ def train(
         torch.set_num_threads(training.num_threads)
     precision = getattr(torch, training.precision)
     with (
-        hold_run(run_folder, resume=resume),
-        track(run := begin(recipe, run_folder, resume=resume), resume=resume) as tracker,
+        open_processes(training.timeout_seconds) as processes,
+        hold_run(run_folder, processes, resume=resume),
+        track(run := begin(recipe, run_folder, processes, resume=resume), resume=resume) as tracker,
         stop_on_signals(STOPPING, after_first="restore") as stop,
-        Progress(recipe.name, training.num_steps, unit="steps", done=run.step) as progress,
+        Progress(recipe.name, training.num_steps, unit="steps", done=run.step, shown=processes.is_first) as progress,
+        memory_explained(run),
     ):
         model, lanes, figures = run.model, run.lanes, run.figures
-        forward = torch.compile(model) if training.compile else model
-        while not run.is_done and stop.asked == 0:
+        forward = processes.averaging(torch.compile(model) if training.compile else model)
+        while not run.is_done and not processes.any(stop.asked > 0):
             updated_at, every = run.step, update_every(training.update_every, run.step)
             # Never left between these windows: the gradient so far would be in no checkpoint.
             for num_windows in range(1, every + 1):
                 began = time.perf_counter()
                 inputs, targets = lanes.read(run.step)
                 model.train()
-                with torch.autocast(lanes.device.type, precision, enabled=precision != torch.float32):
-                    output = forward(inputs, lanes.state)
-                loss = model.head.nats(output.logits, targets).mean()
-                total = loss + sum(output.auxiliary_losses.values())
-                run.scaler.scale(total / every).backward()
+                with processes.adding_up(forward, is_last=num_windows == every):
+                    with torch.autocast(lanes.device.type, precision, enabled=precision != torch.float32):
+                        output = forward(inputs, lanes.state)
+                    loss = model.head.nats(output.logits, targets).mean()
+                    total = loss + sum(output.auxiliary_losses.values())
+                    run.scaler.scale(total / every).backward()
                 lanes.state = output.state
                 figures.add({"loss_nats": loss, **output.auxiliary_losses})
                 run.step += 1
@@ -91,7 +99,7 @@ def train(
                 progress.update(run.step)
 
             # Whoever sent a signal may not wait: no validation and no samples before the checkpoint.
-            if stop.asked > 0 and not run.is_done:
+            if not run.is_done and processes.any(stop.asked > 0):
                 break
             validation_bits = None
             if _is_due(training.evaluate_every_windows, run, since=updated_at):
@@ -100,10 +108,12 @@ def train(
                 _save(run, validation_bits)
             # After the checkpoint: one that is due is on disk before sampling can fail.
             if _is_due(training.sample_every_windows, run, since=updated_at):
-                logger.info("step %d: making samples", run.step)
-                for path in make_samples(recipe, run.published, run.store, run.step, run_folder / "samples"):
-                    tracker.log_artifact(path, "samples")
-        if stop.asked > 0:
+                if tracker is not None:
+                    logger.info("step %d: making samples", run.step)
+                    for path in make_samples(recipe, run.published, run.store, run.step, run_folder / "samples"):
+                        tracker.log_artifact(path, "samples")
+                processes.wait_for_first()
+        if processes.any(stop.asked > 0):
             if run.saved_at < run.step:
                 _save(run)
             raise KeyboardInterrupt
@@ -111,41 +121,47 @@ def train(
 
 
 def _update(run: Run) -> None:
-    """Clip and step; a gradient that is not finite leaves the parameters as they are. A GPU is not waited for."""
+    """Clip and step; a gradient not finite, or a spike, leaves the parameters as they are. A GPU is not waited for."""
     training, figures = run.recipe.training, run.figures
     run.scaler.unscale_(run.optimizer)
     norms = torch.stack(clip_gradients(run.model, training.gradient_clip_norm))
     figures.gradient_norm = norms[0]
-    is_finite = norms.isfinite().all()
+    verdict, figures.typical_norm = judged(norms, figures.typical_norm, spike_factor=training.skip_spikes_above)
     figures.learning_rate = learning_rate(run.recipe.optimizer, run.step - 1, training.num_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = figures.learning_rate
     # The attribute by which torch's own gradient scaler tells a fused optimizer to do nothing: there it is 1.
-    run.optimizer.found_inf = 1 - is_finite.float()  # type: ignore[attr-defined]
+    own_share(run.optimizer).found_inf = (verdict != Verdict.TAKEN).float()  # type: ignore[attr-defined]
     run.optimizer.step()
     if run.average is not None:
         run.average.update_parameters(run.model)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.checks.add(run.step, is_finite)
-    run.lanes.reset_spoilt(is_finite)
+    run.verdicts.add(run.step, verdict)
+    run.lanes.reset_spoilt(verdict != Verdict.NOT_FINITE)
     _settle(run, all_of_them=False)
 
 
 def _settle(run: Run, *, all_of_them: bool) -> None:
-    """Count the updates that were not finite; too many in a row stop the run, as does a parameter that is not."""
+    """Count the updates that were left out; many in a row roll back or stop the run, as does a parameter not finite."""
     training, figures = run.recipe.training, run.figures
-    for step, is_finite in run.checks.settled(all_of_them=all_of_them):
-        if is_finite:
-            figures.not_finite_in_a_row = 0
+    for step, verdict in run.verdicts.settled(all_of_them=all_of_them):
+        if verdict == Verdict.TAKEN:
+            figures.left_out_in_a_row = 0
             continue
-        figures.not_finite += 1
-        figures.not_finite_in_a_row += 1
-        figures.start_sums()
-        if figures.not_finite_in_a_row >= training.max_not_finite:
+        figures.left_out_in_a_row += 1
+        if verdict == Verdict.SPIKE:
+            figures.spikes += 1
+        else:
+            figures.not_finite += 1
+            figures.start_sums()
+        if figures.left_out_in_a_row == training.roll_back_after:
+            roll_back(run)
+        elif figures.left_out_in_a_row >= training.max_not_finite:
             names = ", ".join(sorted(set(run.lanes.streams.recordings_at(step - 1))))
+            what = "a spike" if verdict == Verdict.SPIKE else "not finite"
             raise NotFiniteError(
-                f"loss or gradient not finite in {figures.not_finite_in_a_row} updates in a row, last at step "
+                f"loss or gradient {what} in {figures.left_out_in_a_row} updates in a row, last at step "
                 f"{step - 1} on recordings {names[:300]}; lower optimizer.learning_rate="
                 f"{run.recipe.optimizer.learning_rate} or use training.precision=bfloat16. Checkpoints are "
                 "intact."
@@ -163,9 +179,10 @@ def _diverged(run: Run, what_is: str) -> NotFiniteError:
     )
 
 
-def _log(run: Run, tracker: Tracker, progress: Progress) -> None:
+def _log(run: Run, tracker: Tracker | None, progress: Progress) -> None:
     """Record the means since the last log and show them."""
     training, figures = run.recipe.training, run.figures
+    figures.sums = run.processes.means(figures.sums)
     means, seconds = figures.means(), figures.seconds_of_sums
     # Of these windows, not of the whole run: what it is now is what tells how much time is left.
     speed = figures.num_windows * training.tokens_per_step / seconds if seconds else None
@@ -179,8 +196,10 @@ def _log(run: Run, tracker: Tracker, progress: Progress) -> None:
         "learning_rate": figures.learning_rate,
         "tokens_per_second": speed,
         "updates_not_finite": float(figures.not_finite),
+        "updates_of_spikes": float(figures.spikes),
     }
-    tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
+    if tracker is not None:
+        tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
     status = f"{bits:.3f} bits · {speed:,.0f} tokens/s" if bits is not None and speed else "not finite"
     progress.update(run.step, status)
     left = (training.num_steps - run.step) * training.tokens_per_step / speed if speed else 0.0
@@ -192,14 +211,17 @@ def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
     return every_windows > 0 and (run.is_done or run.step // every_windows > since // every_windows)
 
 
-def _validate(run: Run, tracker: Tracker, validate: Validate) -> float | None:
+def _validate(run: Run, tracker: Tracker | None, validate: Validate) -> float | None:
+    """Measure the figures of validation, which the first process does for all."""
     _settle(run, all_of_them=True)
-    metrics = validate(run.recipe, run.published, run.store)
-    bits = metrics["validation_bits_per_sample"]
+    metrics = {} if tracker is None else validate(run.recipe, run.published, run.store)
+    bits = metrics.get("validation_bits_per_sample")
     if bits is not None and not math.isfinite(bits):
         raise _diverged(run, f"validation_bits_per_sample={bits} is")
-    tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
-    logger.info("step %d: validation %.4f bits per %s", run.step, bits, run.store.codec.unit)
+    if tracker is not None:
+        tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
+        logger.info("step %d: validation %.4f bits per %s", run.step, bits, run.store.codec.unit)
+    run.processes.wait_for_first()
     return bits
 
 

@@ -1,9 +1,11 @@
-"""The optimizer, its schedules, clipping, and the answers to the question if an update was finite."""
+"""The optimizer, its schedules, clipping, and the verdicts on updates: taken, or left out."""
 
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,27 @@ from audio_ct.recipe import OptimizerRecipe
 
 # Updates that a GPU may be behind before their answer is waited for: by then it is there.
 BEHIND = 2
+# Share of a norm in the running mean of gradient norms.
+NEW_SHARE = 0.02
 
 
-def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """Make AdamW; weight decay falls on matrices only, not on biases, norms and embeddings."""
+class Verdict(IntEnum):
+    """What becomes of an update; all but the first leave parameters and optimizer as they are."""
+
+    TAKEN = 0
+    SPIKE = 1
+    NOT_FINITE = 2
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, sharded: bool = False) -> torch.optim.Optimizer:
+    """Make AdamW; weight decay falls on matrices only, not on biases, norms and embeddings.
+
+    Args:
+        model: whose parameters it updates.
+        recipe: its settings.
+        sharded: of several processes, each keeps the running means of its share of the parameters, updates those and
+            sends them to the others. Source: Rajbhandari et al. 2020, "ZeRO", stage 1.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -28,7 +47,51 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
         {"params": plain, "weight_decay": 0.0},
     ]
     beta1, beta2 = recipe.betas
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(beta1, beta2), fused=True)
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "betas": (beta1, beta2), "fused": True}
+    if not sharded:
+        return torch.optim.AdamW(groups, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+
+
+def own_share(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of this process's share of the parameters: itself, where it is not sharded."""
+    share: torch.optim.Optimizer = getattr(optimizer, "optim", optimizer)
+    return share
+
+
+def whole_state(optimizer: torch.optim.Optimizer, *, is_first: bool) -> dict[int, Any]:
+    """An optimizer's state by the number of the parameter; sharded, it comes together in the first process alone."""
+    if own_share(optimizer) is not optimizer:
+        optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
+        if not is_first:
+            return {}
+    state: dict[int, Any] = optimizer.state_dict()["state"]
+    return state
+
+
+def load_whole_state(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
+    """Load what `whole_state` gave, here or with another number of processes; the groups' settings stay."""
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def judged(norms: Tensor, typical_norm: Tensor, *, spike_factor: float) -> tuple[Tensor, Tensor]:
+    """Decide on the device what becomes of an update.
+
+    Args:
+        norms: of its gradients, the task's first.
+        typical_norm: running mean of the task's over the updates taken; NaN before the first.
+        spike_factor: a norm of so many times the typical one is a spike; 0 for none.
+
+    Returns:
+        The `Verdict`, an integer, and the new typical norm.
+    """
+    is_spike = norms[0] > spike_factor * typical_norm if spike_factor else torch.zeros_like(norms[0], dtype=torch.bool)
+    verdict = torch.where(norms.isfinite().all(), is_spike * Verdict.SPIKE, Verdict.NOT_FINITE)
+    typical = torch.where(typical_norm.isnan(), norms[0], typical_norm.lerp(norms[0], NEW_SHARE))
+    return verdict, torch.where(verdict == Verdict.TAKEN, typical, typical_norm)
 
 
 def clip_gradients(model: TokenModel, max_norm: float) -> tuple[Tensor, Tensor]:
@@ -65,31 +128,31 @@ def update_every(schedule: dict[int, int], step: int) -> int:
 
 
 @dataclass
-class FiniteChecks:
-    """Answers of the device to the question if an update was finite, taken without waiting for a GPU.
+class Verdicts:
+    """Verdicts on updates, taken from the device without waiting for a GPU.
 
     Attributes:
-        pending: answers on their way, oldest first, with the step of each.
+        pending: verdicts on their way, oldest first, with the step of each.
     """
 
     pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = field(default_factory=deque)
 
-    def add(self, step: int, is_finite: Tensor) -> None:
-        """Send for the answer of the update after `step` windows, a boolean on the device."""
+    def add(self, step: int, verdict: Tensor) -> None:
+        """Send for the verdict, an integer on the device, on the update after `step` windows."""
         event = None
-        if is_finite.is_cuda:
-            is_finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
+        if verdict.is_cuda:
+            verdict = torch.empty((), dtype=verdict.dtype, pin_memory=True).copy_(verdict, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self.pending.append((step, is_finite, event))
+        self.pending.append((step, verdict, event))
 
-    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, bool]]:
-        """Yield (step, is_finite) of updates: of all so far, or of those whose answers need no waiting."""
+    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, Verdict]]:
+        """Yield (step, verdict) of updates: of all so far, or of those whose verdicts need no waiting."""
         while self.pending:
-            step, answer, event = self.pending[0]
+            step, verdict, event = self.pending[0]
             if event is not None:
                 if not all_of_them and len(self.pending) <= BEHIND:
                     return
                 event.synchronize()
             self.pending.popleft()
-            yield step, bool(answer)
+            yield step, Verdict(int(verdict))

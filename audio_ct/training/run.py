@@ -1,7 +1,8 @@
-"""A training run: set up from a recipe, written to checkpoints, and restored from one bit for bit."""
+"""A training run: all that its next step depends on, written to checkpoints, and restored from one bit for bit."""
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,41 +12,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
-from audio_ct.device import choose_device, emulates_bfloat16
-from audio_ct.errors import DamagedError, InputError, MissingError
-from audio_ct.locks import hold
-from audio_ct.models.build import build_model
-from audio_ct.models.footprint import least_bytes, outline, refuse_too_large
+from audio_ct.device import memory_bytes
+from audio_ct.errors import AudioCTError, DamagedError, InputError, NotFiniteError
+from audio_ct.models.footprint import GIB
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, all_finite, num_parameters
 from audio_ct.provenance import commit
-from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
-from audio_ct.storage import is_remote
-from audio_ct.tokens.clip import open_corpus
+from audio_ct.recipe import Recipe
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
-from audio_ct.training.averaging import averaged
 from audio_ct.training.figures import Figures, to_tensor
-from audio_ct.training.optimizer import FiniteChecks, make_optimizer
-from audio_ct.training.tracking import Tracker
+from audio_ct.training.optimizer import Verdicts, load_whole_state, own_share, whole_state
+from audio_ct.training.processes import Processes
 
 logger = logging.getLogger("audio_ct")
-
-# The keys that a resumed run may change: nothing that the next window depends on, except how long the run is.
-RESUME_MAY_CHANGE = (
-    "name",
-    "corpus.store",
-    "corpus.cache_gib",
-    "evaluation",
-    "sampling",
-    "tracking",
-    "training.max_tokens",
-    "training.log_every_windows",
-    "training.evaluate_every_windows",
-    "training.checkpoint_every_windows",
-    "training.sample_every_windows",
-    "training.recompute_activations",
-)
 
 # Of each parameter: itself, its gradient, and AdamW's two running means.
 COPIES = 4
@@ -53,7 +33,7 @@ COPIES = 4
 
 @dataclass
 class Lanes:
-    """The streams that are read side by side, and what each carries from window to window."""
+    """The streams that this process reads side by side, and what each carries from window to window."""
 
     streams: Streams
     initial_state: State
@@ -66,6 +46,10 @@ class Lanes:
         if window.fresh.any():
             self.state = select_lanes(self._sent(window.fresh), self.initial_state, self.state)
         return self._sent(window.inputs), self._sent(window.targets)
+
+    def reset(self) -> None:
+        """Start all lanes afresh, wherever they stand."""
+        self.state = self.initial_state
 
     def reset_spoilt(self, is_finite: Tensor) -> None:
         """Reset lanes whose state is not finite, if an update was not; a GPU is not asked whether it was."""
@@ -93,11 +77,12 @@ class Run:
     folder: Path
     store: TokenStore
     model: TokenModel
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     lanes: Lanes
+    processes: Processes
     figures: Figures = field(default_factory=Figures)
-    checks: FiniteChecks = field(default_factory=FiniteChecks)
+    verdicts: Verdicts = field(default_factory=Verdicts)
     average: AveragedModel | None = None
     step: int = 0
     saved_at: int = -1
@@ -126,102 +111,25 @@ class Run:
         return self.tokens / self.figures.seconds if self.figures.seconds else None
 
 
-def hold_run(folder: Path, *, resume: bool) -> AbstractContextManager[int]:
-    """Make a run's folder where it is missing, and let no other process train there.
-
-    Raises:
-        InputError: if another process does, or the folder cannot be written.
-        MissingError: if there is nothing to resume.
-    """
-    option = f"--run-dir {str(folder)!r}"
-    if resume and not folder.is_dir():
-        raise MissingError(f"{option} is not there, so nothing can be resumed; leave out --resume.")
-    return hold(folder, name=option)
-
-
-def begin(recipe: Recipe, folder: Path, *, resume: bool) -> Run:
-    """Set a run up at its start or, resumed, where its newest checkpoint stands. Nothing is written.
-
-    Raises:
-        InputError: if the folder already holds a run, the resumed run's recipe or corpus is another, an address in the
-            recipe holds a password, or the model does not fit into memory.
-        DamagedError: if the checkpoint does not fit its recipe.
-    """
-    refuse_passwords(recipe)
-    loaded = _newest_checkpoint(folder, resume)
-    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
-    # What is elsewhere is verified shard by shard, as it is fetched.
-    if not is_remote(recipe.corpus.store):
-        store.verify()
-    _refuse_waveform_parts_for_bytes(recipe, store)
-    if loaded is not None:
-        refuse_other_recipe(recipe, loaded.path, loaded.recipe)
-        if store.digest != loaded.manifest.store_digest:
-            raise InputError(
-                f"corpus.store={store.address!r} is not the store that {loaded.path} was trained on; name that one."
-            )
-    for warning in store.warnings:
-        logger.warning("%s: %s", store.name, warning)
-    training, device = recipe.training, choose_device()
-    if training.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
-        logger.warning(
-            "training.precision=bfloat16: this CPU has no bfloat16 instructions and emulates them, some 50 times "
-            "slower than float32; use training.precision=float32"
-        )
-    streams = Streams(
-        store,
-        "train",
-        num_lanes=training.batch_size,
-        window_length=training.window_length,
-        seed=recipe.seed,
-        reset_every_windows=training.reset_every_windows,
-    )
-    _refuse_too_large(recipe, store.vocabulary_size, device)
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, store.vocabulary_size).to(device)
-    model.recompute_activations = training.recompute_activations
-    initial_state = model.initial_state(training.batch_size, device)
-    run = Run(
-        recipe=recipe,
-        folder=folder,
-        store=store,
-        model=model,
-        optimizer=make_optimizer(model, recipe.optimizer),
-        scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "float16"),
-        lanes=Lanes(streams, initial_state, initial_state, device),
-        figures=Figures(learning_rate=recipe.optimizer.learning_rate),
-        average=averaged(model, training.average_decay) if training.average_decay else None,
-    )
-    if loaded is not None:
-        _restore(run, loaded)
-    return run
-
-
-def track(run: Run, *, resume: bool) -> Tracker:
-    """Open the run's record and describe the run to mlflow; the folder gets the resolved recipe.
-
-    Raises:
-        InputError: if the folder has a record and the run is not resumed.
-        AudioCTError: if it cannot be written to.
-    """
-    recipe = run.recipe
-    tracker = Tracker(run.folder, recipe.tracking, run_name=recipe.name, resume_step=run.step if resume else None)
-    (run.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    tracker.log_parameters(
-        flat(recipe.model_dump()) | {"parameters": num_parameters(run.model), "device": run.lanes.device.type}
-    )
-    tracker.set_tags({"commit": commit() or "unknown", "version": __version__})
-    tracker.log_dataset(run.store.name, run.store.digest, run.store.address)
-    tracker.log_artifact(run.folder / "recipe.yaml")
-    return tracker
-
-
 def save(run: Run, validation_bits: float | None = None) -> None:
-    """Write a checkpoint of a run that stands between two updates, all answers of its `checks` taken.
+    """Write a checkpoint of a run that stands between two updates, all of its verdicts taken; each process calls it.
 
     `validation_bits` are bits per sample at this very step, if they were measured.
     """
+    processes, figures = run.processes, run.figures
+    state = processes.all_lanes(run.lanes.state)
+    optimizer = whole_state(run.optimizer, is_first=processes.is_first)
+    figures.sums = processes.means(figures.sums)
+    if processes.is_first:
+        _write(run, state, optimizer, validation_bits)
+    run.saved_at = run.step
+    # Nobody goes on, or ends, before it is written.
+    processes.wait_for_first()
+
+
+def _write(run: Run, state: State, optimizer: dict[int, State], validation_bits: float | None) -> None:
     device, codec = run.lanes.device, run.store.codec
+    # Nothing in training draws random numbers: all processes have those of the first.
     random = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state()
@@ -234,10 +142,10 @@ def save(run: Run, validation_bits: float | None = None) -> None:
         run.folder / "checkpoints",
         step=run.step,
         weights=run.published.state_dict(),
-        state=run.lanes.state,
+        state=state,
         training={
             # Learning rate and weight decay of the parameter groups are the recipe's.
-            "optimizer": {str(index): entries for index, entries in run.optimizer.state_dict()["state"].items()},
+            "optimizer": {str(index): entries for index, entries in optimizer.items()},
             "scaler": {name: to_tensor(value) for name, value in run.scaler.state_dict().items()},
             "random": random,
             "figures": run.figures.to_tensors(),
@@ -263,62 +171,102 @@ def save(run: Run, validation_bits: float | None = None) -> None:
             "version": __version__,
         },
     )
-    run.saved_at = run.step
     logger.info("step %d: wrote %s", run.step, path)
 
 
-def refuse_other_recipe(recipe: Recipe, path: Path, trained_by: str) -> None:
-    """Raise InputError unless a run may go on from the checkpoint at `path`, whose recipe's text is `trained_by`."""
-    old, new = flat(parse_recipe(trained_by, name=str(path)).model_dump()), flat(recipe.model_dump())
-    for key in sorted(old | new):
-        may_change = any(key == name or key.startswith(f"{name}.") for name in RESUME_MAY_CHANGE)
-        if old.get(key) != new.get(key) and not may_change:
-            raise InputError(
-                f"{key}={new.get(key)!r} was {old.get(key)!r} in {path}; a resumed run must not change it."
-            )
+def roll_back(run: Run) -> None:
+    """Take weights and optimizer back to the newest checkpoint, and go on with the windows that come next.
+
+    Raises:
+        NotFiniteError: if there is no checkpoint, or they went back to this one before.
+    """
+    figures = run.figures
+    if run.saved_at in (-1, figures.rolled_back_to):
+        raise NotFiniteError(
+            f"{figures.left_out_in_a_row} updates in a row were left out at step {run.step}, and there is no newer "
+            f"checkpoint to roll back to; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate}. "
+            "Checkpoints are intact."
+        )
+    loaded = newest_checkpoint(run.folder, run.processes, resume=True)
+    assert loaded is not None
+    _restore_weights(run, loaded)
+    run.lanes.reset()
+    figures.left_out_in_a_row, figures.rolled_back_to = 0, loaded.manifest.step
+    figures.start_sums()
+    logger.warning("step %d: rolled back to the weights of %s", run.step, loaded.path)
 
 
-def _newest_checkpoint(folder: Path, resume: bool) -> Checkpoint | None:
+@contextmanager
+def memory_explained(run: Run) -> Iterator[None]:
+    """Turn running out of memory into one line that says what took it and what to change.
+
+    Raises:
+        AudioCTError: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The allocator of the CPU has no error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        device, training = run.lanes.device, run.recipe.training
+        kept = COPIES * sum(parameter.nbytes for parameter in run.model.parameters()) / GIB
+        in_use = f", {torch.cuda.max_memory_allocated(device) / GIB:,.1f} in use" if device.type == "cuda" else ""
+        fewer = max(1, training.batch_size // 2)
+        raise AudioCTError(
+            f"{device} is out of memory at step {run.step}: {memory_bytes(device) / GIB:,.1f} GiB{in_use}, weights, "
+            f"gradients and optimizer {kept:,.1f}; the rest grows with training.batch_size={training.batch_size} and "
+            f"training.window_length={training.window_length}; try batch_size={fewer}, or "
+            "training.recompute_activations=true. Checkpoints are intact."
+        ) from error
+
+
+def newest_checkpoint(folder: Path, processes: Processes, *, resume: bool) -> Checkpoint | None:
+    """Load a resumed run's newest whole checkpoint; the same in all processes."""
     has_checkpoints = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step-*"))
-    if not resume:
-        if has_checkpoints:
-            raise InputError(f"--run-dir {str(folder)!r} already holds a run; add --resume or name another folder.")
-        return None
-    return checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
-
-
-def _refuse_waveform_parts_for_bytes(recipe: Recipe, store: TokenStore) -> None:
-    if store.codec.encoding != "bytes":
-        return
-    if recipe.model.linear_prediction is not None:
+    if has_checkpoints and not resume:
+        raise InputError(f"--run-dir {str(folder)!r} already holds a run; add --resume or name another folder.")
+    loaded = checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
+    step = -1 if loaded is None else loaded.manifest.step
+    if (first := processes.of_first(step)) != step:
         raise InputError(
-            f"model.linear_prediction predicts a waveform, and corpus.store={recipe.corpus.store!r} holds bytes; leave "
-            "it out (--set model.linear_prediction=null)."
+            f"--run-dir {str(folder)!r} has its newest checkpoint at step {step} for process {processes.rank}, at step "
+            f"{first} for the first; it must be one folder that all machines see."
         )
-    if recipe.model.output == "mixture_of_logistics":
-        raise InputError(
-            f"model.output='mixture_of_logistics' is about amplitudes, and corpus.store={recipe.corpus.store!r} holds "
-            "bytes; use softmax (--set model.output=softmax)."
-        )
+    return loaded
 
 
-def _refuse_too_large(recipe: Recipe, vocabulary_size: int, device: torch.device) -> None:
-    training = recipe.training
-    parts = least_bytes(
-        outline(recipe.model, vocabulary_size),
-        batch_size=training.batch_size,
-        window_length=training.window_length,
-        copies=COPIES + (training.average_decay > 0),
-        activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,
-    )
-    refuse_too_large(parts, device)
+def restore(run: Run, loaded: Checkpoint) -> None:
+    """Put a run where a checkpoint stands, made by as many processes or by others.
 
-
-def _restore(run: Run, loaded: Checkpoint) -> None:
+    Raises:
+        DamagedError: if it does not fit its own recipe.
+    """
     assert loaded.training is not None
     assert loaded.state is not None
     training, lanes = loaded.training, run.lanes
-    try:
+    _restore_weights(run, loaded)
+    with _fitting(loaded):
+        torch.set_rng_state(training["random"]["cpu"])
+        if "cuda" in training["random"] and lanes.device.type == "cuda":
+            torch.cuda.set_rng_state(training["random"]["cuda"])
+        run.figures = Figures.from_tensors(training["figures"], lanes.device)
+        num_lanes, own = run.recipe.training.batch_size, run.processes.share(run.recipe.training.batch_size)
+        if any(len(tensor) != num_lanes for tensor in flatten(loaded.state).values()):
+            raise ValueError("there are other lanes")
+        state = map_state(lambda tensor: tensor[own.start : own.stop].to(lanes.device), loaded.state)
+        if _layout(lanes.state) != _layout(state):
+            raise ValueError("lanes carry other tensors")
+        lanes.state = state
+    run.step = run.saved_at = loaded.manifest.step
+    logger.info("resumed from %s at step %d", loaded.path, run.step)
+
+
+def _restore_weights(run: Run, loaded: Checkpoint) -> None:
+    """Load weights, their average, and what the optimizer and the gradient scaler know."""
+    assert loaded.training is not None
+    training = loaded.training
+    with _fitting(loaded):
         run.published.load_state_dict(loaded.weights)
         if run.average is not None:
             run.average.n_averaged.copy_(training["num_averaged"])
@@ -327,25 +275,22 @@ def _restore(run: Run, loaded: Checkpoint) -> None:
         if not (all_finite(run.published) and all_finite(run.model)):
             raise ValueError("weights are not finite")
         entries = {int(index): dict(values) for index, values in training.get("optimizer", {}).items()}
-        groups = run.optimizer.state_dict()["param_groups"]
-        run.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        run.scaler.load_state_dict({name: value.item() for name, value in training.get("scaler", {}).items()})
-        torch.set_rng_state(training["random"]["cpu"])
-        if "cuda" in training["random"] and lanes.device.type == "cuda":
-            torch.cuda.set_rng_state(training["random"]["cuda"])
-        run.figures = Figures.from_tensors(training["figures"], lanes.device)
-        if _layout(lanes.state) != _layout(loaded.state):
-            raise ValueError("lanes carry other tensors")
-        for parameter, moments in run.optimizer.state.items():
+        load_whole_state(run.optimizer, entries)
+        for parameter, moments in own_share(run.optimizer).state.items():
             if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("the optimizer's running means are of other parameters")
-        lanes.state = map_state(lambda tensor: tensor.to(lanes.device), loaded.state)
+        run.scaler.load_state_dict({name: value.item() for name, value in training.get("scaler", {}).items()})
+
+
+@contextmanager
+def _fitting(loaded: Checkpoint) -> Iterator[None]:
+    """Turn what torch raises for tensors of another run into one line."""
+    try:
+        yield
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{loaded.path}: does not fit its own recipe: {' '.join(str(error).split())[:200]}"
         ) from error
-    run.step = run.saved_at = loaded.manifest.step
-    logger.info("resumed from %s at step %d", loaded.path, run.step)
 
 
 def _layout(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -30,8 +30,10 @@ from audio_ct.record import read_record
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.store_builder import TokenStoreBuilder
 from audio_ct.tokens.streams import Streams
-from audio_ct.training import loop, run
-from audio_ct.training.optimizer import BEHIND, FiniteChecks
+from audio_ct.training import loop, setup
+from audio_ct.training.optimizer import BEHIND, Verdict, Verdicts
+from audio_ct.training.processes import Processes
+from audio_ct.training.run import Run
 
 LANES, WINDOW = 2, 32
 COMPRESSIVE = """
@@ -55,6 +57,7 @@ WAVENET = """
   skip_channels: 16
 """
 MODELS = {"compressive_transformer": COMPRESSIVE, "wavenet": WAVENET}
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, float | None]:
@@ -226,7 +229,7 @@ def test_the_loop_against_a_slow_reading_of_it(
 ) -> None:
     # Adam turns rounding of a gradient near 0 into a visible step; plain descent does not.
     monkeypatch.setattr(
-        run, "make_optimizer", lambda model, recipe: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        setup, "make_optimizer", lambda model, recipe, sharded: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     )
     settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
     got = checkpoint.load(train(settings, tmp_path))
@@ -353,26 +356,26 @@ def test_a_nan_in_any_of_its_windows_drops_an_update(
     assert_identical(sound.weights, found.weights)
 
 
-class LateChecks(FiniteChecks):
-    """Answers as late as a GPU's may be."""
+class LateVerdicts(Verdicts):
+    """Verdicts as late as a GPU's may be."""
 
-    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, bool]]:
+    def settled(self, *, all_of_them: bool) -> Iterator[tuple[int, Verdict]]:
         while self.pending and (all_of_them or len(self.pending) > BEHIND):
-            step, answer, _ = self.pending.popleft()
-            yield step, bool(answer)
+            step, verdict, _ = self.pending.popleft()
+            yield step, Verdict(int(verdict))
 
 
-def begin_with_late_checks(*arguments: Any, **options: Any) -> run.Run:
-    begun = run.begin(*arguments, **options)
-    begun.checks = LateChecks()
+def begin_with_late_verdicts(*arguments: Any, **options: Any) -> Run:
+    begun = setup.begin(*arguments, **options)
+    begun.verdicts = LateVerdicts()
     return begun
 
 
-def test_late_answers_change_no_parameters(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_verdicts_change_no_parameters(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, {2, 3, 7}, state_too=True)
     settings = recipe(store_path, COMPRESSIVE, "training.checkpoint_every_windows=4", steps=10)
     at_once = checkpoint.load(train(settings, tmp_path / "at_once"))
-    monkeypatch.setattr(loop, "begin", begin_with_late_checks)
+    monkeypatch.setattr(loop, "begin", begin_with_late_verdicts)
     late = checkpoint.load(train(settings, tmp_path / "late"))
     assert_identical(late.weights, at_once.weights)
     assert_identical(late.state, at_once.state)
@@ -380,9 +383,9 @@ def test_late_answers_change_no_parameters(store_path: Path, tmp_path: Path, mon
     assert late.training["figures"]["not_finite"] == 3
 
 
-@pytest.mark.parametrize("begin", [run.begin, begin_with_late_checks], ids=["at_once", "late"])
+@pytest.mark.parametrize("begin", [setup.begin, begin_with_late_verdicts], ids=["at_once", "late"])
 def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
-    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[..., run.Run]
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[..., Run]
 ) -> None:
     poison(monkeypatch, {1, 4, 5, 6})
     monkeypatch.setattr(loop, "begin", begin)
@@ -418,7 +421,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(store_path: Path, tmp_pat
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "build_model", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(setup, "build_model", lambda *_: pytest.fail("built"))
     change = "model.d_model=32768"
     with pytest.raises(InputError, match=r"needs [\d,.]+ GiB at the least \(parameters .*lower the model's channels"):
         train(recipe(store_path, COMPRESSIVE, change, "model.d_ff=262144", "model.num_layers=64"), tmp_path / "run")
@@ -463,7 +466,7 @@ def test_an_address_without_a_password_is_taken(store_path: Path, uri: str) -> N
 
 def test_a_run_that_was_stored_with_a_password_is_resumed_without(store_path: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "refuse_passwords", lambda recipe: None)
+        patch.setattr(setup, "refuse_passwords", lambda recipe: None)
         uri = "tracking.uri=http://ann:s3cret@127.0.0.1:9"
         train(recipe(store_path, WAVENET, uri, "tracking.enabled=false", steps=2), tmp_path)
     assert pretrained.load(tmp_path).recipe.name == "tiny"
@@ -664,9 +667,8 @@ def test_bfloat16_without_its_instructions_is_warned_of(
     precision: str,
     num_warnings: int,
 ) -> None:
-    monkeypatch.setattr(run, "choose_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    run.begin(recipe(store_path, WAVENET, f"training.precision={precision}"), tmp_path, resume=False)
+    setup.begin(recipe(store_path, WAVENET, f"training.precision={precision}"), tmp_path, ALONE, resume=False)
     assert sum("emulates" in message for message in caplog.messages) == num_warnings
 
 
@@ -678,7 +680,7 @@ def test_the_log_repeats_what_preparation_warned_of(
         builder.metadata["warnings"] = ["half the band is empty", "two\nlines"]
         write_parts(builder, {split: [Part.whole(old, split)] for split in old.splits})
         builder.commit()
-    run.begin(recipe(tmp_path / "store", WAVENET), tmp_path / "run", resume=False)
+    setup.begin(recipe(tmp_path / "store", WAVENET), tmp_path / "run", ALONE, resume=False)
     assert caplog.messages == ["store: half the band is empty", "store: 'two\\nlines'"]
 
 

@@ -1,4 +1,4 @@
-"""Schedules at their corners, the parameters that decay, and answers that a GPU gives when they are due."""
+"""Schedules at their corners, the parameters that decay, spikes, and verdicts that a GPU gives when they are due."""
 
 import math
 from typing import Any
@@ -11,8 +11,11 @@ from audio_ct.models.settings import CompressiveTransformerSettings, ModelSettin
 from audio_ct.recipe import OptimizerRecipe
 from audio_ct.training.optimizer import (
     BEHIND,
-    FiniteChecks,
+    NEW_SHARE,
+    Verdict,
+    Verdicts,
     clip_gradients,
+    judged,
     learning_rate,
     make_optimizer,
     update_every,
@@ -42,24 +45,40 @@ def rates(settings: OptimizerRecipe, num_steps: int) -> list[float]:
     return [learning_rate(settings, step, num_steps) for step in range(num_steps)]
 
 
-def add(checks: FiniteChecks, device: str, *answers: bool) -> None:
-    for step, answer in enumerate(answers, 1):
-        checks.add(step, torch.tensor(answer, device=device))
+def add(verdicts: Verdicts, device: str, *given: Verdict) -> None:
+    for step, verdict in enumerate(given, 1):
+        verdicts.add(step, torch.tensor(verdict, device=device))
 
 
-def test_on_a_cpu_every_answer_is_there_at_once() -> None:
-    checks = FiniteChecks()
-    add(checks, "cpu", True, False)
-    assert list(checks.settled(all_of_them=False)) == [(1, True), (2, False)]
-    assert list(checks.settled(all_of_them=True)) == []
+def test_on_a_cpu_every_verdict_is_there_at_once() -> None:
+    verdicts = Verdicts()
+    add(verdicts, "cpu", Verdict.TAKEN, Verdict.NOT_FINITE)
+    assert list(verdicts.settled(all_of_them=False)) == [(1, Verdict.TAKEN), (2, Verdict.NOT_FINITE)]
+    assert list(verdicts.settled(all_of_them=True)) == []
 
 
 @pytest.mark.gpu
-def test_a_gpus_last_answers_come_when_all_are_asked_for() -> None:
-    checks = FiniteChecks()
-    add(checks, "cuda", True, False, *[True] * BEHIND)
-    assert list(checks.settled(all_of_them=False)) == [(1, True), (2, False)]
-    assert list(checks.settled(all_of_them=True)) == [(3 + i, True) for i in range(BEHIND)]
+def test_a_gpus_last_verdicts_come_when_all_are_asked_for() -> None:
+    verdicts = Verdicts()
+    add(verdicts, "cuda", Verdict.TAKEN, Verdict.SPIKE, *[Verdict.TAKEN] * BEHIND)
+    assert list(verdicts.settled(all_of_them=False)) == [(1, Verdict.TAKEN), (2, Verdict.SPIKE)]
+    assert list(verdicts.settled(all_of_them=True)) == [(3 + i, Verdict.TAKEN) for i in range(BEHIND)]
+
+
+def test_a_spike_is_so_many_times_the_running_mean_of_the_norms_taken() -> None:
+    typical, found = torch.tensor(math.nan), []
+    for norm in (1.0, 2.9, math.nan, 3.2, 2.0):
+        verdict, typical = judged(torch.tensor([norm, 0.0]), typical, spike_factor=3)
+        found.append(Verdict(int(verdict)))
+    # The first norm is the mean; those left out do not enter it.
+    assert found == [Verdict.TAKEN, Verdict.TAKEN, Verdict.NOT_FINITE, Verdict.SPIKE, Verdict.TAKEN]
+    mean = 1 + NEW_SHARE * 1.9
+    assert float(typical) == pytest.approx(mean + NEW_SHARE * (2 - mean))
+
+
+def test_without_a_factor_nothing_is_a_spike_and_an_auxiliary_norm_counts_too() -> None:
+    assert int(judged(torch.tensor([1e30, 0.0]), torch.tensor(1.0), spike_factor=0)[0]) == Verdict.TAKEN
+    assert int(judged(torch.tensor([1.0, math.inf]), torch.tensor(1.0), spike_factor=0)[0]) == Verdict.NOT_FINITE
 
 
 @pytest.mark.parametrize("compressed_memory_length", [0, 4])
