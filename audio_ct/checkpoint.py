@@ -45,7 +45,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_RECIPE_BYTES = 1 << 18
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})(\.replaced)?")
-_TEMPORARY_FOLDER = re.compile(r"step-\d{8,}\.tmp-.+")
+_TEMPORARY_FOLDER = re.compile(r"\.step-\d{8,}\.tmp-.+")
 
 logger = logging.getLogger("audio_ct")
 
@@ -126,7 +126,7 @@ def save(
         DamagedError: the content read back is not that written; nothing is pruned.
     """
     target = folder / f"step-{step:08d}"
-    temporary = folder / f"{target.name}.tmp-{os.getpid()}"
+    temporary = _temporary(target)
     with _disk_errors(target, "writing the checkpoint"):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -249,6 +249,11 @@ def _best(manifests: Mapping[Path, Manifest]) -> Path:
     return min(bits, key=bits.__getitem__)
 
 
+def _temporary(path: Path) -> Path:
+    """The place of a checkpoint that is written or removed; hidden, so that nothing takes it for one of the run's."""
+    return path.with_name(f".{path.name.removesuffix('.replaced')}.tmp-{os.getpid()}")
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Remove leftovers of killed processes: temporary folders, and replaced ones whose successor is there."""
     for entry in list(folder.iterdir()):
@@ -266,7 +271,7 @@ def _prune(folder: Path, saved: Path) -> None:
     try:
         for candidate in manifests.keys() - kept:
             # Renamed first, so that a kill halfway leaves a temporary folder and not half a checkpoint.
-            doomed = candidate.with_name(f"{candidate.name.removesuffix('.replaced')}.tmp-{os.getpid()}")
+            doomed = _temporary(candidate)
             candidate.rename(doomed)
             shutil.rmtree(doomed)
         _remove_leftovers(folder)

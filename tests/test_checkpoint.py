@@ -198,14 +198,14 @@ def test_files_reach_the_disk_before_the_folder_gets_its_name(tmp_path: Path, mo
     monkeypatch.setattr(Path, "rename", recorded_rename)
     save(tmp_path, 1)
     assert set(events[:5]) == set(ALL_FILES)
-    assert events[5:] == [f"step-00000001.tmp-{os.getpid()}", "rename", tmp_path.name]
+    assert events[5:] == [f".step-00000001.tmp-{os.getpid()}", "rename", tmp_path.name]
 
 
 def test_leftovers_of_a_killed_save_are_ignored_then_removed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     folder = run / "checkpoints"
     first = save(folder, 1)
-    leftover = folder / "step-00000002.tmp-4242"
+    leftover = folder / ".step-00000002.tmp-4242"
     leftover.mkdir()
     for name in ALL_FILES:
         (leftover / name).write_bytes((first / name).read_bytes())
