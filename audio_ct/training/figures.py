@@ -19,7 +19,6 @@ class Figures:
         not_finite: updates left out because their loss or gradient was not finite.
         spikes: those left out because their gradient was a spike.
         left_out_in_a_row: both, since the last update that was taken.
-        rolled_back_to: step of the checkpoint that weights last went back to; -1 before that.
         gradient_norm: of the task's gradient at the last update, before clipping.
         typical_norm: its running mean over the updates taken; see `audio_ct.training.optimizer.judged`.
         learning_rate: of the last update.
@@ -32,7 +31,6 @@ class Figures:
     not_finite: int = 0
     spikes: int = 0
     left_out_in_a_row: int = 0
-    rolled_back_to: int = -1
     gradient_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     typical_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     learning_rate: float = 0.0

@@ -155,7 +155,7 @@ def _settle(run: Run, *, all_of_them: bool) -> None:
         else:
             figures.not_finite += 1
             figures.start_sums()
-        if figures.left_out_in_a_row == training.roll_back_after:
+        if figures.left_out_in_a_row == training.roll_back_after and run.saved_at >= 0:
             roll_back(run)
         elif figures.left_out_in_a_row >= training.max_not_finite:
             names = ", ".join(sorted(set(run.lanes.streams.recordings_at(step - 1))))

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
 from audio_ct.device import memory_bytes
-from audio_ct.errors import AudioCTError, DamagedError, InputError, NotFiniteError
+from audio_ct.errors import AudioCTError, DamagedError, InputError
 from audio_ct.models.footprint import GIB
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, all_finite, num_parameters
@@ -175,24 +175,16 @@ def _write(run: Run, state: State, optimizer: dict[int, State], validation_bits:
 
 
 def roll_back(run: Run) -> None:
-    """Take weights and optimizer back to the newest checkpoint, and go on with the windows that come next.
+    """Take weights and optimizer back to the newest checkpoint; training goes on with the windows that come next.
 
     Raises:
-        NotFiniteError: if there is no checkpoint, or they went back to this one before.
+        MissingError: if there is no whole checkpoint.
     """
-    figures = run.figures
-    if run.saved_at in (-1, figures.rolled_back_to):
-        raise NotFiniteError(
-            f"{figures.left_out_in_a_row} updates in a row were left out at step {run.step}, and there is no newer "
-            f"checkpoint to roll back to; lower optimizer.learning_rate={run.recipe.optimizer.learning_rate}. "
-            "Checkpoints are intact."
-        )
     loaded = newest_checkpoint(run.folder, run.processes, resume=True)
     assert loaded is not None
     _restore_weights(run, loaded)
     run.lanes.reset()
-    figures.left_out_in_a_row, figures.rolled_back_to = 0, loaded.manifest.step
-    figures.start_sums()
+    run.figures.start_sums()
     logger.warning("step %d: rolled back to the weights of %s", run.step, loaded.path)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audio_ct import checkpoint, pretrained
 from audio_ct.corpora.shard_writer import Part, write_parts
-from audio_ct.errors import DamagedError, InputError, MissingError, NotFiniteError
+from audio_ct.errors import AudioCTError, DamagedError, InputError, MissingError, NotFiniteError
 from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
@@ -393,6 +393,89 @@ def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     with pytest.raises(NotFiniteError, match=r"3 updates in a row, last at step 6 on recordings .*[abc]/\d"):
         train(recipe(store_path, COMPRESSIVE, *changes, steps=20), tmp_path)
     assert_finite(checkpoint.load(checkpoint.find(tmp_path, "newest")))
+
+
+def make_spikes(patch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the models' training forward pass far too sure of itself at these calls."""
+    healthy = TokenModel.forward
+
+    def forward(self: Any, tokens: Tensor, state: State) -> ModelOutput:
+        output = healthy(self, tokens, state)
+        if not self.training:
+            return output
+        self.calls = getattr(self, "calls", -1) + 1
+        return output if self.calls not in steps else replace(output, logits=1e4 * output.logits)
+
+    patch.setattr(TokenModel, "forward", forward)
+
+
+@pytest.mark.fault("not finite")
+def test_a_spike_is_left_out_and_counted(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = "training.skip_spikes_above=20"
+    plain = checkpoint.load(train(recipe(store_path, COMPRESSIVE, steps=6), tmp_path / "plain"))
+    sound = checkpoint.load(train(recipe(store_path, COMPRESSIVE, setting, steps=6), tmp_path / "sound"))
+    assert_identical(plain.weights, sound.weights)
+    make_spikes(monkeypatch, {6, 7})
+    found = checkpoint.load(train(recipe(store_path, COMPRESSIVE, setting, steps=8), tmp_path / "spikes"))
+    assert_identical(sound.weights, found.weights)
+    assert training_lines(tmp_path / "spikes")[-1]["updates_of_spikes"] == 2
+    assert training_lines(tmp_path / "spikes")[-1]["updates_not_finite"] == 0
+
+
+@pytest.mark.fault("not finite")
+def test_spikes_in_a_row_take_the_weights_back_and_training_goes_on(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = (
+        "training.skip_spikes_above=20",
+        "training.roll_back_after=2",
+        "training.checkpoint_every_windows=4",
+        "training.average_decay=0.5",
+    )
+    before = checkpoint.load(train(recipe(store_path, COMPRESSIVE, *changes, steps=4), tmp_path / "before"))
+    make_spikes(monkeypatch, {6, 7})
+    back = checkpoint.load(train(recipe(store_path, COMPRESSIVE, *changes, steps=8), tmp_path / "back"))
+    assert_identical(before.weights, back.weights)
+    assert before.training is not None
+    assert back.training is not None
+    assert_identical(before.training["optimizer"], back.training["optimizer"])
+    assert "rolled back to the weights of" in caplog.text
+    # The windows that come next are trained on, and a resumed run does the same.
+    whole = train(recipe(store_path, COMPRESSIVE, *changes, steps=12), tmp_path / "whole")
+    monkeypatch.undo()
+    assert_same_checkpoint(
+        whole, train(recipe(store_path, COMPRESSIVE, *changes, steps=12), tmp_path / "back", resume=True)
+    )
+
+
+@pytest.mark.fault("not finite")
+def test_spikes_without_end_stop_the_run(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_spikes(monkeypatch, set(range(3, 20)))
+    changes = ("training.skip_spikes_above=20", "training.max_not_finite=4", "training.roll_back_after=2")
+    with pytest.raises(NotFiniteError, match="a spike in 4 updates in a row, last at step 6 on recordings"):
+        train(recipe(store_path, COMPRESSIVE, *changes, "training.checkpoint_every_windows=1", steps=20), tmp_path)
+
+
+@pytest.mark.fault("out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["gpu", "cpu"],
+)
+def test_memory_that_runs_out_is_one_line_with_a_remedy(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def run_out() -> None:
+        raise error
+
+    changes = "training.checkpoint_every_windows=4"
+    at_window(monkeypatch, 6, run_out)
+    with pytest.raises(
+        AudioCTError, match=r"out of memory at step 6: .*try batch_size=1, or training\.recompute"
+    ) as one:
+        train(recipe(store_path, COMPRESSIVE, changes), tmp_path)
+    assert "\n" not in str(one.value)
+    assert checkpoint.read_manifest(checkpoint.find(tmp_path)).step == 4
 
 
 @pytest.mark.parametrize("average", ["0.0", "0.9"])
