@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RECORD_TAG = "audio_ct.record"
+PARENT_TAG = "mlflow.parentRunId"
 MAX_LINES_AT_ONCE = 100
 MAX_METRICS_PER_BATCH = 900  # mlflow takes 1000
 MAX_PARAMETERS_PER_BATCH = 100
@@ -73,6 +74,9 @@ class MlflowRun:
         found = existing_run(client, note["run_id"]) if note.get("record") == self._begun["id"] else None
         num_sent = 0 if found is None else note["sent_events"]
         found = found or self._made(client)
+        parent = self._settings.parent_run_id
+        if parent is not None and found.data.tags.get(PARENT_TAG) != parent:
+            client.set_tag(found.info.run_id, PARENT_TAG, parent)
         self._client, self.status = client, found.info.status
         self._latest_steps = {metric.key: metric.step for metric in found.data.to_proto().metrics}
         if found.info.run_id != self.id:
@@ -117,8 +121,6 @@ class MlflowRun:
         if made:
             return made[0]
         tags = {RECORD_TAG: self._begun["id"]}
-        if self._settings.parent_run_id is not None:
-            tags["mlflow.parentRunId"] = self._settings.parent_run_id
         start_time = round(1000 * self._begun["time"])
         return client.create_run(experiment, start_time=start_time, tags=tags, run_name=self._name)
 

@@ -278,7 +278,8 @@ def test_runs_are_nested_in_mlflow_under_one_parent(
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert found.keys() == {"rates", "rates/rate-2/seed-0"}
     parent = found["rates"]
-    assert parent.info.run_id == kept["run_id"]
+    (note,) = kept.values()
+    assert parent.info.run_id == note["run_id"]
     assert found["rates/rate-2/seed-0"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == "FINISHED"
     history = client.get_metric_history(parent.info.run_id, "test_bits_per_sample/rate-2")
