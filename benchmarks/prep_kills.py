@@ -3,8 +3,8 @@
     python -m benchmarks.prep_kills FOLDER --kills 20
 
 Each run is the real command in a process group of its own, with two jobs, and gets SIGKILL, all of it or only its first
-process, between its start and the time that the unbroken run took. Prints what was there at each kill and ends with
-status 1 unless the finished store has the unbroken one's bytes, file by file.
+process, between its start and the time that the unbroken run took, or when some more shards are there. Prints what was
+there at each kill and ends with status 1 unless the finished store has the unbroken one's bytes, file by file.
 """
 
 import argparse
@@ -30,6 +30,11 @@ def content(store: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(store.iterdir())}
 
 
+def num_shards(folder: Path) -> int:
+    """The number of shards that an unfinished preparation has encoded."""
+    return len(list((folder / ".store.partial/work").glob("*.bin.json")))
+
+
 def prove(source: str, folder: Path, *, kills: int, seed: int, options: Sequence[str]) -> bool:
     """Prepare a source unbroken, then killed so many times; whether both have the same bytes."""
     began = time.monotonic()
@@ -40,9 +45,15 @@ def prove(source: str, folder: Path, *, kills: int, seed: int, options: Sequence
     moments = random.Random(seed)  # noqa: S311
     killed = 0
     while killed < kills:
+        wanted = num_shards(folder) + moments.randint(1, 3)
         process = start(source, folder / "store", options)
-        # Most of a run that goes on is over sooner than an unbroken one.
-        time.sleep(moments.uniform(0, seconds) * moments.choice((0.3, 1.0)))
+        if moments.random() < 0.5:
+            # Most of a run that goes on is over sooner than an unbroken one.
+            time.sleep(moments.uniform(0, seconds) * moments.choice((0.3, 1.0)))
+        else:
+            while num_shards(folder) < wanted and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.1))
         whole_group = moments.random() < 0.5
         if process.poll() is not None:
             if not (folder / "store").is_dir():
@@ -58,8 +69,8 @@ def prove(source: str, folder: Path, *, kills: int, seed: int, options: Sequence
             process.kill()
         process.wait()
         killed += 1
-        there = len(list((folder / ".store.partial/work").glob("*.bin.json")))
-        print(f"kill {killed}: {'all processes' if whole_group else 'the first process'}, {there} shards there")
+        which = "all processes" if whole_group else "the first process"
+        print(f"kill {killed}: {which}, {num_shards(folder)} shards there")
     if not (folder / "store").is_dir() and start(source, folder / "store", options).wait():
         raise SystemExit("the last preparation failed")
     return content(folder / "store") == content(folder / "unbroken")

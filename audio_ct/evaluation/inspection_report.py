@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from audio_ct.durable import write_whole
+from audio_ct.html import picture
+
 LABELS = {"compressed_memory": "compressed", "memory": "memory", "segment": "segment"}
 COLOURS = {"compressed_memory": "#c2703d", "memory": "#2b7a78", "segment": "#888888"}
 # More layers than these are not told apart by colour.
@@ -66,7 +69,7 @@ def draw(found: dict[str, Any], out: Path) -> None:
     if all(groups["onset"] for groups in found["gains"].values()):
         figures["gain"] = _gain_figure(found)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=120)
+        write_whole(out / f"{name}.png", picture(figure)[0])
 
 
 def _attention_figure(found: dict[str, Any]) -> Figure:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from audio_ct import __version__
-from audio_ct.durable import make_folder, write_whole
+from audio_ct.durable import make_folder, synchronise, write_whole
 from audio_ct.errors import InputError
 from audio_ct.models.token_model import TokenModel
 from audio_ct.provenance import commit
@@ -62,7 +62,8 @@ def write_samples(
     """Generate `folder`/STEM-00.wav, STEM-01.wav, ... with a sidecar STEM-00.json each.
 
     Files grow block by block: whatever an interrupted run has made can be played or read, and where it had made nothing
-    there is no file. Sidecars and pictures are whole or absent. With a prompt, each file begins with the prompt.
+    there is no file. A file that is replaced stays until its successor is whole, which grows beside it as
+    STEM-00.partial.wav. Sidecars and pictures are whole or absent. With a prompt, each file begins with the prompt.
 
     Args:
         model: on the device where it shall run.
@@ -94,11 +95,12 @@ def write_samples(
     blocks = chain([next(blocks)], blocks)
     made: list[Tensor] = []
     num_made = 0
+    growing = [path.with_stem(f"{path.stem}.partial") if path.exists() else path for path in paths]
     opened: list[Path] = []
     try:
         with ExitStack() as files:
             writers = []
-            for path in paths:
+            for path in growing:
                 writers.append(files.enter_context(codec.open_writer(path, overwrite=overwrite)))
                 opened.append(path)
             if prompt is not None:
@@ -115,6 +117,11 @@ def write_samples(
             for path in opened:
                 path.unlink()
         raise
+    for successor, path in zip(growing, paths, strict=True):
+        if successor != path:
+            with _beside(path):
+                synchronise(successor)
+                successor.replace(path)
     samples = []
     for i, (path, tokens) in enumerate(zip(paths, torch.cat(made, dim=1), strict=True)):
         picture = path.with_suffix(".png")

@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter
 
 from audio_ct import __version__
 from audio_ct.durable import write_whole
+from audio_ct.html import picture
 from audio_ct.provenance import commit
 from audio_ct.studies.plan import BUDGET, Study, Variant
 from audio_ct.studies.runs import Outcome
@@ -192,8 +193,8 @@ def _cell(text: str) -> str:
 
 def write_figures(summary: Mapping[str, Any], out: Path) -> None:
     """Write figure.png, each variant's seeds and their mean, and curves.png, validation over training."""
-    _draw_variants(summary).savefig(out / FIGURE_FILE, dpi=130)
-    _draw_curves(summary).savefig(out / CURVES_FILE, dpi=130)
+    for name, figure in ((FIGURE_FILE, _draw_variants(summary)), (CURVES_FILE, _draw_curves(summary))):
+        write_whole(out / name, picture(figure)[0])
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

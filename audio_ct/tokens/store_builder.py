@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -102,7 +102,9 @@ class TokenStoreBuilder:
 
     def __exit__(self, *error: object) -> None:
         for table in self._tables.values():
-            table.file.close()
+            # What is left of a table after an error may find no room either.
+            with suppress(OSError):
+                table.file.close()
         try:
             if not self._committed and not self._resumable:
                 self.empty()
@@ -129,7 +131,8 @@ class TokenStoreBuilder:
             raise InputError(f"shard of {split!r}: tokens must be [time], not empty, and lie in 0 to {highest}.")
         file = self.work_folder / "shard.bin"
         content = tokens.astype(token_dtype(self.codec)).tobytes()
-        file.write_bytes(content)
+        with self._disk_errors():
+            file.write_bytes(content)
         self.add_shard_file(split, file, hashlib.sha256(content).hexdigest(), recordings)
 
     def add_shard_file(self, split: str, file: Path, sha256: str, recordings: Sequence[Recording]) -> None:
@@ -177,7 +180,7 @@ class TokenStoreBuilder:
         if not self._shards:
             raise InputError(f"{self.address!r} would hold no recordings; add at least one.")
         self._refuse_existing()
-        try:
+        with self._disk_errors():
             manifest = self._write_tables()
             self.storage.write(f"{MANIFEST}.sha256", (hashlib.sha256(manifest).hexdigest() + "\n").encode())
             if self._remote is not None:
@@ -194,10 +197,6 @@ class TokenStoreBuilder:
                 # It has come along. Removed before, it would let another builder into the folder.
                 Path(self.address, LOCK_FILE).unlink()
                 LocalStorage(self._replaced.parent).remove(self._replaced.name)
-        except OSError as error:
-            raise InputError(
-                f"{self.address!r} cannot be written: {error.strerror or error}; free some space."
-            ) from error
         self._committed = True
         return TokenStore.open(self.address)
 
@@ -205,10 +204,21 @@ class TokenStoreBuilder:
         if not cover([replace(recording, shard=0) for recording in recordings], [shard.num_tokens]):
             raise InputError(f"shard of {split!r}: its recordings must cover its {shard.num_tokens} tokens end to end.")
         shards = self._shards.setdefault(split, [])
-        if split not in self._tables:
-            self._tables[split] = _Table(self.work_folder / f"recordings-{split}.jsonl")
-        self._tables[split].add(replace(recording, shard=len(shards)) for recording in recordings)
+        with self._disk_errors():
+            if split not in self._tables:
+                self._tables[split] = _Table(self.work_folder / f"recordings-{split}.jsonl")
+            self._tables[split].add(replace(recording, shard=len(shards)) for recording in recordings)
         shards.append(shard)
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn an error of the system into one line that names the store."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.address!r} cannot be written: {error.strerror or error}; free some space."
+            ) from error
 
     def _names(self) -> set[str]:
         """Names of the store's files, without those of the manifest."""

@@ -8,6 +8,7 @@ import torch
 
 from audio_ct import __version__
 from audio_ct.device import emulates_bfloat16
+from audio_ct.durable import write_whole
 from audio_ct.errors import InputError, MissingError
 from audio_ct.locks import hold
 from audio_ct.models.build import build_model
@@ -140,7 +141,7 @@ def track(run: Run, *, resume: bool) -> AbstractContextManager[Tracker | None]:
         return nullcontext()
     recipe = run.recipe
     tracker = Tracker(run.folder, recipe.tracking, run_name=recipe.name, resume_step=run.step if resume else None)
-    (run.folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    write_whole(run.folder / "recipe.yaml", recipe.to_yaml().encode())
     tracker.log_parameters(
         flat(recipe.model_dump())
         | {

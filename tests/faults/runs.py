@@ -48,7 +48,7 @@ WAVENET = """
 
 _children = multiprocessing.get_context("forkserver")
 # Where pytest runs the tests in its first process, children import it.
-_children.set_forkserver_preload(["audio_ct.cli", "audio_ct.api", "audio_ct.training.loop", "pytest"])
+_children.set_forkserver_preload(["audio_ct.cli", "audio_ct.api", "librosa.core.spectrum", "pytest"])
 
 
 def build_store(path: Path) -> TokenStore:
@@ -90,17 +90,17 @@ def write_recipe(path: Path, store: Path, model: str, **training: object) -> Pat
     return path
 
 
-def start(log: Path, *arguments: object) -> BaseProcess:
-    """Start `audio-ct ARGUMENTS`; what it prints goes to the end of a file."""
-    process = _children.Process(target=_run, args=(str(log), ["audio-ct", *map(str, arguments)]))
+def start(log: Path, *arguments: object, before: str = "") -> BaseProcess:
+    """Start `audio-ct ARGUMENTS`, after some Python; what it prints goes to the end of a file."""
+    process = _children.Process(target=_run, args=(str(log), before, ["audio-ct", *map(str, arguments)]))
     process.start()
     return process
 
 
-def train(recipe: Path, run: Path) -> BaseProcess:
-    """Begin a run, or go on where one was begun."""
+def train(recipe: Path, run: Path, *, log: Path | None = None) -> BaseProcess:
+    """Begin a run, or go on where one was begun; by default its log stands beside it."""
     resume = ["--resume"] if run.is_dir() else []
-    return start(run.with_suffix(".log"), "train", recipe, "--run-dir", run, *resume)
+    return start(log or run.with_suffix(".log"), "train", recipe, "--run-dir", run, *resume)
 
 
 def send(process: BaseProcess, number: int) -> None:
@@ -181,12 +181,13 @@ def _lines(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _run(log: str, arguments: Sequence[str]) -> None:
+def _run(log: str, before: str, arguments: Sequence[str]) -> None:
     # Where a shell started the tests in its background, SIGINT would do nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    exec(before, {})
     sys.argv = list(arguments)
     from audio_ct.cli import main
 
