@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -58,8 +59,10 @@ def main() -> None:
         message = str(error)
         if not isinstance(error, AudioCTError):
             message = f"{error.filename or 'file system'}: {error.strerror or error}; see --debug for where."
+        # Of several processes of one run.
+        process = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
         for line in message.splitlines():
-            print(f"audio-ct: {line}", file=sys.stderr)
+            print(f"audio-ct: {process}{line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -93,6 +96,8 @@ def train(
     """Train the model of a recipe. After SIGINT or SIGTERM a checkpoint is written; exit status 130.
 
     A resumed run keeps its own recipe, RUN_DIR/recipe.yaml, but for what --set changes now.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m audio_ct train ...; see docs/scale.md.
     """
     import audio_ct
     from audio_ct.recipe import resumed_recipe
@@ -100,12 +105,18 @@ def train(
     # Torch is imported only once the recipe has been found right.
     if resume:
         checked, differences = resumed_recipe(run_dir / "recipe.yaml", recipe, settings or [])
+    else:
+        checked, differences = audio_ct.load_recipe(recipe, settings or []), []
+    # Of several processes, one speaks.
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
         for line in differences:
             print(f"{checked.name}: {line}", file=sys.stderr)
-    else:
-        checked = audio_ct.load_recipe(recipe, settings or [])
-    print(f"checkpoint: {audio_ct.train(checked, run_dir, resume=resume)}")
-    print(f"trained; next: audio-ct sample {shlex.quote(str(run_dir))}, or audio-ct compare with others of its store")
+    trained = audio_ct.train(checked, run_dir, resume=resume)
+    if is_first:
+        print(f"checkpoint: {trained}")
+        next_command = f"audio-ct sample {shlex.quote(str(run_dir))}"
+        print(f"trained; next: {next_command}, or audio-ct compare with others of its store")
 
 
 @app.command()
