@@ -92,6 +92,7 @@ def test_sampling_needs_only_model_and_recipe(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.fault("damaged checkpoint")
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_every_kind_of_damage_is_detected_and_names_the_file(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 1)
@@ -113,6 +114,7 @@ def test_every_kind_of_damage_is_detected_and_names_the_file(tmp_path: Path, nam
     checkpoint.load(path)
 
 
+@pytest.mark.fault("damaged checkpoint")
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_files_swapped_with_another_runs_are_detected(tmp_path: Path, name: str) -> None:
     path, other = save(tmp_path / "a", 1), save(tmp_path / "b", 2, recipe="other")
@@ -121,6 +123,7 @@ def test_files_swapped_with_another_runs_are_detected(tmp_path: Path, name: str)
         checkpoint.load(path)
 
 
+@pytest.mark.fault("malicious checkpoint")
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_links_and_pipes_are_refused_without_waiting(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 1)
@@ -134,6 +137,7 @@ def test_links_and_pipes_are_refused_without_waiting(tmp_path: Path, name: str) 
         checkpoint.load(path)
 
 
+@pytest.mark.fault("foreign checkpoint")
 @pytest.mark.parametrize(
     ("version", "remedy"), [(1, "train the model again, or read it with .* before-one-house"), (3, "upgrade audio-ct")]
 )
@@ -146,6 +150,7 @@ def test_another_format_is_refused_by_name_and_version(tmp_path: Path, version: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("malicious checkpoint")
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"null", b"{}", b"\xff", b"1" * 10_000, b" " * (2 << 20)])
 def test_manifests_from_elsewhere_are_refused(tmp_path: Path, content: bytes) -> None:
     path = save(tmp_path, 1)
@@ -154,6 +159,7 @@ def test_manifests_from_elsewhere_are_refused(tmp_path: Path, content: bytes) ->
         checkpoint.load(path)
 
 
+@pytest.mark.fault("malicious checkpoint")
 @pytest.mark.parametrize(
     "content",
     [
@@ -172,6 +178,7 @@ def test_tensors_made_to_harm_are_refused(tmp_path: Path, name: str, content: by
         checkpoint.load(path)
 
 
+@pytest.mark.fault("malicious checkpoint")
 @pytest.mark.parametrize("names", [("a", "a.b"), ("a", "a.b.c")])
 def test_names_that_do_not_nest_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     path = save(tmp_path, 1)
@@ -182,6 +189,7 @@ def test_names_that_do_not_nest_are_refused(tmp_path: Path, names: tuple[str, st
         checkpoint.load(path)
 
 
+@pytest.mark.fault("killed training")
 def test_files_reach_the_disk_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     fsync, rename = os.fsync, Path.rename
@@ -201,6 +209,7 @@ def test_files_reach_the_disk_before_the_folder_gets_its_name(tmp_path: Path, mo
     assert events[5:] == [f".step-00000001.tmp-{os.getpid()}", "rename", tmp_path.name]
 
 
+@pytest.mark.fault("killed training")
 def test_leftovers_of_a_killed_save_are_ignored_then_removed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     folder = run / "checkpoints"
@@ -214,6 +223,7 @@ def test_leftovers_of_a_killed_save_are_ignored_then_removed(tmp_path: Path) -> 
     assert names(folder) == ["step-00000001", "step-00000003"]
 
 
+@pytest.mark.fault("killed training")
 def test_a_kill_while_one_step_is_written_again_loses_nothing(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     replaced = path.rename(tmp_path / "step-00000001.replaced")
@@ -241,6 +251,7 @@ def test_pruning_never_removes_what_was_just_saved_or_cannot_be_read(tmp_path: P
     assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000008", "step-00000009"]
 
 
+@pytest.mark.fault("damaged checkpoint")
 def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
@@ -249,6 +260,7 @@ def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> No
     assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
 
 
+@pytest.mark.fault("damaged checkpoint")
 def test_find_passes_over_damage_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):
         save(tmp_path, step, bits=5.0 - step)
@@ -286,6 +298,7 @@ def test_a_renamed_step_is_refused_and_a_free_name_is_not(tmp_path: Path) -> Non
         checkpoint.load(published.rename(tmp_path / "step-00000007"))
 
 
+@pytest.mark.fault("full disk")
 @pytest.mark.parametrize("limit_bytes", [0, 300, 700, 1500, 5000])
 def test_a_full_disk_is_one_line_and_leaves_what_was_whole(tmp_path: Path, limit_bytes: int) -> None:
     path = save(tmp_path, 1)

@@ -120,6 +120,7 @@ def test_help_is_instant_and_imports_nothing_heavy(arguments: list[str]) -> None
     assert done.stderr == ""
 
 
+@pytest.mark.fault("recipe")
 def test_a_wrong_recipe_stops_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     program = [sys.executable, "-c", RUN_IN_A_PROCESS, "train", "recipe.yaml", "--run-dir", "x"]
@@ -228,6 +229,7 @@ def test_from_a_file_of_bytes_to_bits_per_byte(
     assert (continued[:-5], len(continued)) == (text_path.read_bytes(), 60_005)
 
 
+@pytest.mark.fault("sampling")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -309,6 +311,7 @@ def test_wrong_usage_is_status_2_without_a_traceback(shell: Shell, arguments: li
     assert "Traceback" not in err
 
 
+@pytest.mark.fault("recipe")
 def test_every_fault_of_a_recipe_has_its_line(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.read_text().replace("seed:", "sead:"))
     wrong = ["--set", "model.num_stack=2"]
@@ -332,6 +335,7 @@ def test_a_file_system_error_is_one_line(shell: Shell, wavenet_run: Path, tmp_pa
     assert "file" in err
 
 
+@pytest.mark.fault("signals")
 def test_an_interrupted_run_is_status_130(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from audio_ct.training import loop
 

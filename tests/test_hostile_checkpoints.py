@@ -12,6 +12,8 @@ from torch import Tensor
 
 from audio_ct import checkpoint
 
+pytestmark = pytest.mark.fault("malicious checkpoint")
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
     *("model.layers_per_stack=4", "model.residual_channels=8", "model.skip_channels=8", "model.linear_prediction=null"),

@@ -20,6 +20,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from audio_ct.locks import hold
+
+pytestmark = pytest.mark.fault("two at once")
 with hold(Path(sys.argv[1]), name="it"):
     Path(sys.argv[1], "work").write_text("begun")
     print("held", flush=True)

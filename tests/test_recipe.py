@@ -77,6 +77,7 @@ def test_numbers_are_yaml_1_2s(text: str, value: float) -> None:
     assert parse_recipe(changed("3e-4", text)).optimizer.learning_rate == value
 
 
+@pytest.mark.fault("recipe")
 def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
     text = changed("num_layers: 2", "num_layer: 2").replace("batch_size: 8", "batch_size: eight")
     text = text.replace("decay: cosine", "decay: cosin").replace("seed: 1", "sead: 1")
@@ -93,6 +94,7 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         assert expected in lines
 
 
+@pytest.mark.fault("recipe")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -170,6 +172,7 @@ def test_a_wavenets_window_is_whole_frames_of_linear_prediction() -> None:
     assert "training.window_length=100 must be a multiple of model.linear_prediction.frame_length=16; try 16" in fault
 
 
+@pytest.mark.fault("recipe")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -193,6 +196,7 @@ def test_what_is_not_plain_yaml_is_refused(text: str, message: str) -> None:
     assert message in line
 
 
+@pytest.mark.fault("recipe")
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     with pytest.raises(MissingError, match="is not a file"):
@@ -224,6 +228,7 @@ def test_overrides_are_read_as_yaml_and_validated() -> None:
     assert parse_recipe(text, ["model.linear_prediction=null"]).model.linear_prediction is None
 
 
+@pytest.mark.fault("recipe")
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -260,6 +265,7 @@ def mutated(source: random.Random) -> str:
     return text
 
 
+@pytest.mark.fault("recipe")
 @pytest.mark.parametrize("seed", range(4))
 def test_no_mutation_gets_past_as_anything_but_a_recipe_or_an_input_error(seed: int) -> None:
     source = random.Random(seed)

@@ -59,6 +59,7 @@ def test_resuming_cuts_the_record_after_the_checkpoint(tmp_path: Path, torn: byt
     assert {entry.name for entry in tmp_path.iterdir()} == {METRICS_FILE, EVENTS_FILE}
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_is_one_warning_and_the_record_is_completed_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from audio_ct.signals import stop_on_signals
 
+pytestmark = pytest.mark.fault("signals")
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 

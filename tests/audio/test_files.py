@@ -49,6 +49,7 @@ def test_blocks_equal_resampling_in_one_piece(tmp_path: Path, rate_hz: int) -> N
         np.testing.assert_allclose(joined, whole, atol=1e-5)
 
 
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize(
     ("name", "format_", "subtype"),
     [
@@ -97,6 +98,7 @@ def rejected(path: Path) -> str:
     return caught.value.reason
 
 
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize("value", [np.nan, np.inf, 30_000.0])
 def test_impossible_samples_are_rejected(tmp_path: Path, value: float) -> None:
     waveform = tone(0.5, 24_000)
@@ -105,6 +107,7 @@ def test_impossible_samples_are_rejected(tmp_path: Path, value: float) -> None:
     assert rejected(tmp_path / "a.wav") == ("amplitude" if np.isfinite(value) else "non-finite")
 
 
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "mp3", "flac", "caf"])
 def test_files_cut_short_are_rejected_though_libsndfile_decodes_most(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -120,6 +123,17 @@ def test_files_cut_short_are_rejected_though_libsndfile_decodes_most(tmp_path: P
                 assert reader.truncated
 
 
+@pytest.mark.fault("audio")
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "caf"])
+def test_a_file_that_lacks_one_byte_is_truncated(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(0.1, 24_000), 24_000)
+    assert sum(map(len, decode(path))) == 2400
+    path.write_bytes(path.read_bytes()[:-1])
+    assert rejected(path) == "truncated"
+
+
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize("suffix", ["ogg", "opus"])
 def test_an_ogg_stream_that_ends_within_a_page_is_truncated(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -134,6 +148,7 @@ def test_an_ogg_stream_that_ends_within_a_page_is_truncated(tmp_path: Path, suff
             assert reader.truncated == "ends within an Ogg page"
 
 
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize("suffix", ["ogg", "opus", "mp3"])
 def test_a_compressed_file_cut_at_any_byte_is_rejected(tmp_path: Path, suffix: str) -> None:
     random = np.random.default_rng(0)
@@ -160,6 +175,7 @@ def test_an_mp3_that_states_no_length_or_has_more_is_read(tmp_path: Path) -> Non
     assert close(read(path), tone(1.0, 24_000))
 
 
+@pytest.mark.fault("audio")
 def test_one_channel_is_read_and_channels_that_cancel_are_refused(tmp_path: Path) -> None:
     left, right = tone(0.5, 24_000), tone(0.5, 24_000, 1000.0)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 24_000, subtype="FLOAT")
@@ -195,6 +211,7 @@ def test_a_streamed_wav_of_unknown_length_is_no_truncated_one(tmp_path: Path) ->
     assert len(read(tmp_path / "a.wav")) == 12_000
 
 
+@pytest.mark.fault("audio")
 def test_a_header_that_claims_terabytes_costs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(0.5, 24_000), 24_000)
@@ -208,6 +225,7 @@ def test_a_header_that_claims_terabytes_costs_nothing(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+@pytest.mark.fault("audio")
 def test_what_is_no_audio_file_is_rejected_without_hanging(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "device.wav").symlink_to("/dev/zero")
@@ -227,6 +245,7 @@ def test_what_is_no_audio_file_is_rejected_without_hanging(tmp_path: Path) -> No
         files.AudioReader(tmp_path / "absent.wav")
 
 
+@pytest.mark.fault("audio")
 def test_mutated_files_give_samples_or_one_line(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     path = tmp_path / "a"
@@ -249,6 +268,7 @@ def test_mutated_files_give_samples_or_one_line(tmp_path: Path) -> None:
     assert all(len(message.splitlines()) == 1 for message in messages)
 
 
+@pytest.mark.fault("audio")
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     path = tmp_path / "hour.wav"
     num_bytes = 2 * 48_000 * 3600
@@ -280,6 +300,7 @@ def test_what_is_written_comes_back(tmp_path: Path, suffix: str) -> None:
     assert close(read(tmp_path / f"a.{suffix}"), waveform)
 
 
+@pytest.mark.fault("sampling")
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_a_killed_writer_leaves_a_playable_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -314,6 +335,7 @@ def test_the_writer_refuses_in_one_line(tmp_path: Path) -> None:
                 writer.write(bad)
 
 
+@pytest.mark.fault("full disk")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_stops_the_writer_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.wav").symlink_to("/dev/full")

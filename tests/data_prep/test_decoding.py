@@ -44,6 +44,7 @@ def test_samples_and_measures_are_those_of_the_file(recording: Path) -> None:
         assert len(part) == 12_000
 
 
+@pytest.mark.fault("audio")
 def test_rejects_pass_through_and_the_process_serves_on(recording: Path) -> None:
     (recording.parent / "text.wav").write_text("no audio" * 100)
     with Decoder() as decoder:
@@ -79,6 +80,7 @@ def fake_child(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(decoding.sys, "executable", str(program))
 
 
+@pytest.mark.fault("audio")
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -160,6 +160,7 @@ def test_a_further_archive_joins_what_is_there(server: Server, tmp_path: Path) -
     assert len(server.ranges) == 2
 
 
+@pytest.mark.fault("archive")
 def test_a_cut_connection_is_gone_on_with(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     server.content = tar_of(FILES)
     server.cut_after = [100_000, 50_000, 0, 0]
@@ -169,6 +170,7 @@ def test_a_cut_connection_is_gone_on_with(server: Server, tmp_path: Path, capfd:
     assert "corpus.tar.gz" in capfd.readouterr().err
 
 
+@pytest.mark.fault("archive")
 def test_what_has_arrived_is_kept_for_the_next_run(server: Server, tmp_path: Path) -> None:
     server.content = tar_of(FILES)
     server.cut_after = [100_000, *[0] * download.ATTEMPTS]
@@ -215,6 +217,7 @@ def test_a_file_system_without_hard_links(server: Server, tmp_path: Path, monkey
     assert content_of(tmp_path / "corpus") == UNPACKED
 
 
+@pytest.mark.fault("archive")
 def test_a_wrong_hash_is_removed_and_said(server: Server, tmp_path: Path) -> None:
     server.content = tar_of(FILES)
     archive = server.archive()
@@ -225,6 +228,7 @@ def test_a_wrong_hash_is_removed_and_said(server: Server, tmp_path: Path) -> Non
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.fault("archive")
 def test_answers_that_are_no_archive(server: Server, tmp_path: Path) -> None:
     server.content = b"<html>sign in</html>"
     server.content_type = "text/html; charset=utf-8"
@@ -259,6 +263,7 @@ def bad_member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarf
     return member
 
 
+@pytest.mark.fault("archive")
 @pytest.mark.parametrize(
     "member",
     [
@@ -283,6 +288,7 @@ def test_an_archive_that_reaches_out_is_refused(server: Server, tmp_path: Path, 
     assert not list(tmp_path.rglob("*.tar"))
 
 
+@pytest.mark.fault("archive")
 @pytest.mark.parametrize(("name", "mode"), [("../outside.wav", stat.S_IFREG), ("link.wav", stat.S_IFLNK)])
 def test_a_zip_that_reaches_out_is_refused(server: Server, tmp_path: Path, name: str, mode: int) -> None:
     server.content = zip_of({name: b"/etc/passwd"}, mode=mode | 0o777)
@@ -291,6 +297,7 @@ def test_a_zip_that_reaches_out_is_refused(server: Server, tmp_path: Path, name:
     assert not list(tmp_path.rglob("*.wav"))
 
 
+@pytest.mark.fault("archive")
 @pytest.mark.parametrize("name", ["corpus.tar.gz", "corpus.zip"])
 def test_a_bomb_is_refused_before_it_is_written(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -306,6 +313,7 @@ def test_a_bomb_is_refused_before_it_is_written(
     assert not (tmp_path / "corpus").exists()
 
 
+@pytest.mark.fault("archive")
 @pytest.mark.parametrize("name", ["corpus.tar.gz", "corpus.zip"])
 def test_what_is_no_archive_is_one_line(server: Server, tmp_path: Path, name: str) -> None:
     server.content = b"no archive" * 100
@@ -313,6 +321,7 @@ def test_what_is_no_archive_is_one_line(server: Server, tmp_path: Path, name: st
         fetch([server.archive(name)], tmp_path / "corpus", progress=False)
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_is_one_line(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.content = tar_of(FILES)
     with monkeypatch.context() as patch:

@@ -47,6 +47,7 @@ def test_recordings_by_speaker_and_name(root: Path) -> None:
     assert all(each.split is each.text is None and each.spans == () for each in found.values())
 
 
+@pytest.mark.fault("audio")
 def test_what_cannot_be_used_is_named(root: Path) -> None:
     write_text(root / "talk.M4A", "")
     (root / "again.wav").symlink_to("a.wav")

@@ -82,6 +82,7 @@ def test_jobs_do_not_change_a_byte(corpus: Path, tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "jobs1").glob("train-*.bin"))) > 3
 
 
+@pytest.mark.fault("audio")
 def test_bad_files_are_named_and_the_rest_goes_on(corpus: Path, tmp_path: Path) -> None:
     soundfile.write(corpus / "nan.wav", np.full(5000, np.nan), 24_000, subtype="FLOAT")
     soundfile.write(corpus / "silent.wav", np.zeros(5000), 24_000)
@@ -140,6 +141,7 @@ def test_a_split_emptied_by_rejects_is_filled_from_the_rest(tmp_path: Path) -> N
     assert len((tmp_path / "store/rejects.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.fault("audio")
 def test_nothing_usable_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     with pytest.raises(InputError, match="no audio files"):
@@ -164,6 +166,7 @@ def test_places_that_cannot_be_used_are_refused(corpus: Path, tmp_path: Path) ->
         prepare(None, tmp_path / "store")
 
 
+@pytest.mark.fault("killed preparation")
 def test_a_store_that_stands_there_is_compared(corpus: Path, tmp_path: Path) -> None:
     prepare(corpus, tmp_path / "store")
     with pytest.raises(InputError, match="the same options"):
@@ -216,6 +219,7 @@ def wait_for(condition: Any) -> None:
     assert condition()
 
 
+@pytest.mark.fault("killed preparation")
 @pytest.mark.parametrize(("number", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
 def test_stopped_and_run_again_gives_the_unbroken_bytes(
     corpus: Path, tmp_path: Path, number: int, jobs: int, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +246,7 @@ def test_stopped_and_run_again_gives_the_unbroken_bytes(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.fault("killed preparation")
 def test_workers_end_with_the_process_that_they_work_for(corpus: Path, tmp_path: Path) -> None:
     process = start(corpus, tmp_path / "store", jobs=2)
     wait_for(lambda: encoded(tmp_path) >= 1)
@@ -273,6 +278,7 @@ def test_workers_without_a_task_end_too(tmp_path: Path) -> None:
     process.communicate(timeout=30)
 
 
+@pytest.mark.fault("killed preparation")
 def test_killed_again_and_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MINIMUM_SHARD_BYTES", 20_000)
     prepare(corpus, tmp_path / "unbroken", remove_dc=True)
@@ -286,6 +292,7 @@ def test_killed_again_and_again(corpus: Path, tmp_path: Path, monkeypatch: pytes
     assert content(tmp_path / "store") == content(tmp_path / "unbroken")
 
 
+@pytest.mark.fault("two at once")
 def test_two_at_once_are_refused(corpus: Path, tmp_path: Path) -> None:
     process = start(corpus, tmp_path / "store", jobs=1)
     wait_for(lambda: encoded(tmp_path) >= 1)

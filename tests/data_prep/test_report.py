@@ -137,6 +137,7 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.fault("names on pages")
 def test_hostile_names_are_text_on_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     found = corpus_of({HOSTILE: {"num_limited": 3, "truncated": True, "bandwidth_hz": 4000.0}})
     found.reject(Reject(HOSTILE, "unreadable", HOSTILE))

@@ -152,6 +152,7 @@ def test_a_store_of_other_recordings_is_scored_and_said_one_of_other_tokens_is_r
     assert "sample_rate_hz=8000, bits=8); " in capsys.readouterr().err
 
 
+@pytest.mark.fault("two at once")
 def test_two_comparisons_never_write_to_one_folder(
     trained: Trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_headline_says_what_the_interval_says(pair: dict[str, Any], words: str, 
     assert ("0.050 to 0.150, excludes 0" in parsed.words) == ("is ahead of" in words)
 
 
+@pytest.mark.fault("names on pages")
 def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script> \' & \u202egnp.exe שלום \n \udcff'
     clean = Parsed(write(tmp_path, model("A", 2.5), model("B", 2.6)))

@@ -70,6 +70,7 @@ def test_the_count_is_that_of_the_built_model_or_less(settings: ModelSettings) -
     assert 0.2 * weighed < counted["activations"] <= weighed
 
 
+@pytest.mark.fault("out of memory")
 def test_what_does_not_fit_is_refused_with_numbers_and_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "memory_bytes", lambda device: 10 * footprint.GIB)
     parts = {"parameters": 2 * footprint.GIB, "states of the lanes": 7 * footprint.GIB, "activations": footprint.GIB}
@@ -83,6 +84,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_remedy(monkeypatch: pyt
     )
 
 
+@pytest.mark.fault("out of memory")
 def test_a_gigantic_model_is_counted_without_memory() -> None:
     recipe = load_recipe(ROOT / "recipes/demo/compressive_transformer.yaml", ["model.d_model=49152"])
     counted = footprint.least_bytes(footprint.outline(recipe.model, 256), batch_size=1)

@@ -53,6 +53,7 @@ def made(model: TokenModel, **settings: Any) -> Tensor:
     return torch.cat(list(sampler.generate(**{"num_samples": 21, "start_token": SILENCE, "seed": 0} | settings)), dim=1)
 
 
+@pytest.mark.fault("sampling")
 @pytest.mark.parametrize("prompt", [None, [1, 2, 3], [5] * 11])
 def test_each_token_is_drawn_from_the_forward_passs_prediction(model: TokenModel, prompt: list[int] | None) -> None:
     given = None if prompt is None else torch.tensor(prompt)
@@ -99,6 +100,7 @@ def test_the_model_and_the_random_state_outside_are_left_alone(model: TokenModel
     assert model.training, "only a copy is used"
 
 
+@pytest.mark.fault("sampling")
 def test_temperature_0_is_the_likeliest_path(model: TokenModel) -> None:
     got = made(model, filters=Filters(temperature=0.0))
     assert torch.equal(got[0], got[1])

@@ -67,6 +67,7 @@ def test_rows_are_filtered_by_themselves() -> None:
     assert kept(filtered_probabilities(rows, Filters(top_p=0.39))) == [[1], [3]]
 
 
+@pytest.mark.fault("sampling")
 def test_temperature_sharpens_flattens_and_at_0_takes_the_likeliest() -> None:
     sharp, flat = (filtered_probabilities(logits(), Filters(temperature=value)) for value in (0.5, 2.0))
     squares = torch.tensor([PROBABILITIES]).square()
@@ -78,6 +79,7 @@ def test_temperature_sharpens_flattens_and_at_0_takes_the_likeliest() -> None:
         assert probabilities.tolist() == [[0, 1, 0, 0, 0]], temperature
 
 
+@pytest.mark.fault("sampling")
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -108,6 +108,7 @@ def test_every_file_may_have_a_prompt_of_its_own(model: TokenModel, tmp_path: Pa
         assert text.path.read_bytes() == bytes([*prompt.tolist(), *text.tokens.tolist()])
 
 
+@pytest.mark.fault("sampling")
 @both
 def test_an_existing_file_is_refused_and_stays(model: TokenModel, tmp_path: Path, codec: Codec) -> None:
     suffix = codec.default_format
@@ -123,6 +124,29 @@ def test_an_existing_file_is_refused_and_stays(model: TokenModel, tmp_path: Path
     assert all(path.read_bytes() != b"mine" for path in tmp_path.iterdir())
 
 
+@pytest.mark.fault("sampling")
+@both
+def test_an_interrupted_overwrite_keeps_the_old_file_and_what_was_made(
+    model: TokenModel, tmp_path: Path, codec: Codec
+) -> None:
+    (old,) = write(model, tmp_path, codec, num=1)
+    before = old.path.read_bytes()
+
+    def interrupt(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, tmp_path, codec, num=1, num_tokens=2100, seed=6, overwrite=True, on_progress=interrupt)
+    assert old.path.read_bytes() == before
+    partial = old.path.with_stem("voice-00.partial")
+    num_made = len(partial.read_bytes()) if codec is BYTES else soundfile.info(partial).frames
+    assert num_made == 2048
+    write(model, tmp_path, codec, num=1, num_tokens=2100, seed=6, overwrite=True)
+    assert not partial.exists()
+    assert old.path.read_bytes() != before
+
+
+@pytest.mark.fault("sampling")
 @pytest.mark.parametrize(
     ("codec", "settings", "message"),
     [
@@ -141,6 +165,7 @@ def test_values_out_of_range_are_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("sampling")
 def test_a_failure_before_the_first_sample_leaves_no_file(
     model: TokenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +183,7 @@ def disk_of() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("full disk")
 @both
 @pytest.mark.parametrize("limit_bytes", [0, 30, 60])
 def test_a_disk_that_is_full_at_once_leaves_no_file_and_one_line(
@@ -170,6 +196,7 @@ def test_a_disk_that_is_full_at_once_leaves_no_file_and_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("full disk")
 @both
 def test_a_disk_that_becomes_full_keeps_what_was_made(
     model: TokenModel, tmp_path: Path, disk_of: Callable[[int], None], codec: Codec
@@ -186,6 +213,7 @@ def test_a_disk_that_becomes_full_keeps_what_was_made(
         np.testing.assert_allclose(audio[:2048], AUDIO.decode(whole[0]), atol=1.01 / 2**15)
 
 
+@pytest.mark.fault("full disk")
 @pytest.mark.parametrize(("codec", "suffix"), [(AUDIO, "json"), (AUDIO, "png"), (BYTES, "json")])
 def test_a_sidecar_or_picture_is_whole_or_absent(
     model: TokenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec, suffix: str

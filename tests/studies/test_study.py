@@ -289,6 +289,7 @@ def test_runs_are_nested_in_mlflow_under_one_parent(
     }
 
 
+@pytest.mark.fault("tracking")
 def test_a_server_that_is_absent_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = "http://user:secret@127.0.0.1:9"
     assert open_parent_run(tmp_path, name="rates", experiment="speech", uri=uri, tags={"commit": "abc"}) is None
@@ -297,6 +298,7 @@ def test_a_server_that_is_absent_costs_one_warning(tmp_path: Path, caplog: pytes
     assert "secret" not in message
 
 
+@pytest.mark.fault("signals")
 def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_there(
     folder: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -329,6 +331,7 @@ def test_a_signal_stops_real_runs_with_checkpoints_and_the_study_goes_on_from_th
     assert calls == ["train rate-2/seed-0 --resume", "evaluate rate-2/seed-0"]
 
 
+@pytest.mark.fault("two at once")
 def test_a_folder_is_worked_on_by_one_study_at_a_time(folder: Path, calls: list[str]) -> None:
     out = folder.parent / "out"
     with hold(out, name="--out"), pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "):

@@ -74,6 +74,7 @@ def test_lengths_out_of_range_and_of_the_other_unit_are_refused(
         codec.num_tokens(**length)
 
 
+@pytest.mark.fault("sampling")
 def test_a_recording_is_a_prompt(tmp_path: Path) -> None:
     waveform = tone(2400, 48_000)
     soundfile.write(tmp_path / "prompt.wav", np.stack([waveform, waveform], axis=1), 48_000, subtype="FLOAT")
@@ -90,6 +91,7 @@ def test_a_recording_is_a_prompt(tmp_path: Path) -> None:
         AUDIO.read_prompt(tmp_path / "prompt.wav", max_seconds=1e-9)
 
 
+@pytest.mark.fault("sampling")
 def test_a_file_of_any_bytes_is_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes(bytes(range(256)))
     assert BYTES.read_prompt(tmp_path / "prompt").tolist() == list(range(256))

@@ -108,6 +108,7 @@ def test_no_store_there(address: str) -> None:
         TokenStore.open("nothing://bucket/store")
 
 
+@pytest.mark.fault("damaged store")
 def test_damage_there_is_named(address: str, cache: Path) -> None:
     memory = fsspec.filesystem("memory")
     shard = "/bucket/store/train-00003.bin"
@@ -209,6 +210,7 @@ def test_what_others_left_behind_makes_room(address: str, cache: Path) -> None:
     assert len(kept(cache)) == 1
 
 
+@pytest.mark.fault("damaged store")
 def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(address: str, here: TokenStore, cache: Path) -> None:
     TokenStore.open(address).verify()
     paths = [cache / f"{shard.sha256}.bin" for shard in here.shards("train")]

@@ -92,6 +92,7 @@ def test_a_store_of_bytes(tmp_path: Path) -> None:
         ClipStore.open_clip(tmp_path / "store", 1.0)
 
 
+@pytest.mark.fault("damaged store")
 @pytest.mark.parametrize("bits", [8, 12])
 def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> None:
     whole = tmp_path / "whole"
@@ -123,6 +124,7 @@ def test_every_changed_bit_and_length_is_noticed(tmp_path: Path, bits: int) -> N
         shutil.rmtree(mutated)
 
 
+@pytest.mark.fault("damaged store")
 def test_what_describes_the_corpus_is_covered_too(tmp_path: Path) -> None:
     corpus = build(tmp_path / "store").corpus
     (tmp_path / "store/report.json").write_text("{}")
@@ -163,6 +165,7 @@ def forge(store: Path, content: bytes) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault("hostile manifest")
 def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
     build(tmp_path / "store")
     corpus = json.loads((tmp_path / "store/corpus.json").read_text())
@@ -195,6 +198,7 @@ def test_a_forged_manifest_is_refused(tmp_path: Path) -> None:
         forge(tmp_path / "store", nonsense)
 
 
+@pytest.mark.fault("hostile manifest")
 @pytest.mark.parametrize(("bits", "said"), [(8, 4), (16, 12)])
 def test_tokens_beyond_the_bits_that_a_forged_manifest_says_are_refused(tmp_path: Path, bits: int, said: int) -> None:
     build(tmp_path / "store", bits)
@@ -211,6 +215,7 @@ def test_tokens_beyond_the_bits_that_a_forged_manifest_says_are_refused(tmp_path
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.fault("hostile manifest")
 def test_a_forged_table_is_refused(tmp_path: Path) -> None:
     build(tmp_path / "store")
     path = tmp_path / "store/recordings-train.jsonl"
@@ -229,6 +234,7 @@ def test_a_forged_table_is_refused(tmp_path: Path) -> None:
         assert "recordings-train.jsonl" in forge(tmp_path / "store", json.dumps(manifest).encode())
 
 
+@pytest.mark.fault("hostile manifest")
 def test_what_tokens_stand_for_must_fit(tmp_path: Path) -> None:
     corpus = build_bytes(tmp_path / "store").corpus
     wrong = [{"encoding": "words"}, {"encoding": None}, {"encoding": "mu-law"}, {"sample_rate_hz": 24_000}, {"bits": 9}]
@@ -237,6 +243,7 @@ def test_what_tokens_stand_for_must_fit(tmp_path: Path) -> None:
         assert re.search(r": encoding: .*; prepare the store again\.$", message)
 
 
+@pytest.mark.fault("hostile manifest")
 def test_links_out_of_the_store_are_refused(tmp_path: Path) -> None:
     build(tmp_path / "store")
     file = tmp_path / "store/train-00001.bin"
@@ -246,6 +253,7 @@ def test_links_out_of_the_store_are_refused(tmp_path: Path) -> None:
         TokenStore.open(tmp_path / "store")
 
 
+@pytest.mark.fault("damaged store")
 def test_a_shard_cut_after_opening_is_an_error_not_a_bus_error(tmp_path: Path) -> None:
     store = build(tmp_path / "store")
     os.truncate(tmp_path / "store/train-00000.bin", 10)
@@ -286,6 +294,7 @@ def test_only_stores_are_overwritten_and_only_when_asked(tmp_path: Path) -> None
         build(tmp_path / "home/letter.txt/store")
 
 
+@pytest.mark.fault("two at once")
 def test_two_builders_of_one_store(tmp_path: Path) -> None:
     with TokenStoreBuilder(tmp_path / "store", CODEC) as first:
         first.add_shard("train", *shard(0, [5]))
@@ -295,6 +304,7 @@ def test_two_builders_of_one_store(tmp_path: Path) -> None:
     assert TokenStore.open(tmp_path / "store").num_tokens("train") == 5
 
 
+@pytest.mark.fault("killed preparation")
 def test_a_killed_builder_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\nfrom audio_ct.tokens.codec import MuLawCodec\n"
@@ -310,6 +320,7 @@ def test_a_killed_builder_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     assert len(list((tmp_path / "store").iterdir())) == 9
 
 
+@pytest.mark.fault("killed preparation")
 def test_a_kill_between_the_renames_of_an_overwrite_loses_nothing(tmp_path: Path) -> None:
     digest = build(tmp_path / "store").digest
     os.rename(tmp_path / "store", tmp_path / ".store.replaced")

@@ -145,6 +145,7 @@ def assert_finite(loaded: checkpoint.Checkpoint) -> None:
     assert all(tensor.isfinite().all() for tensor in (*loaded.weights.values(), *flatten(loaded.state).values()))
 
 
+@pytest.mark.fault("killed training")
 @pytest.mark.parametrize("schedule", ["{0: 1}", "{0: 1, 4: 2}", "{0: 3}"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path, kind: str, schedule: str) -> None:
@@ -161,6 +162,7 @@ def test_a_run_made_longer_is_the_run_in_one_go(store_path: Path, tmp_path: Path
     assert len(lines[0]) == 3
 
 
+@pytest.mark.fault("killed training")
 def test_a_run_made_longer_keeps_its_average(store_path: Path, tmp_path: Path) -> None:
     setting = "training.average_decay=0.9"
     whole = train(recipe(store_path, COMPRESSIVE, setting), tmp_path / "whole")
@@ -190,6 +192,7 @@ def test_the_average_is_published_and_follows_the_weights(store_path: Path, tmp_
     assert bits == pytest.approx(published.manifest.metrics["validation_bits_per_sample"], abs=1e-6)
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_window_with_a_checkpoint_to_go_on_from(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -205,6 +208,7 @@ def test_a_signal_stops_after_the_window_with_a_checkpoint_to_go_on_from(
     assert_same_checkpoint(whole, train(recipe(store_path), tmp_path / "stopped", resume=True))
 
 
+@pytest.mark.fault("killed training")
 def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +221,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     assert_same_checkpoint(whole, train(often, tmp_path / "died", resume=True))
 
 
+@pytest.mark.fault("killed training")
 def test_resuming_a_finished_run_changes_nothing(store_path: Path, tmp_path: Path) -> None:
     finished = train(recipe(store_path, steps=4), tmp_path)
     before = {path: path.read_bytes() for path in finished.iterdir()}
@@ -320,6 +325,7 @@ def poison(patch: pytest.MonkeyPatch, steps: set[int], *, state_too: bool = Fals
     patch.setattr(TokenModel, "forward", forward)
 
 
+@pytest.mark.fault("not finite")
 @pytest.mark.parametrize("state_too", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
@@ -339,6 +345,7 @@ def test_nan_never_reaches_parameters_or_states(
     assert all(map(math.isfinite, values))
 
 
+@pytest.mark.fault("not finite")
 @pytest.mark.parametrize(("every", "poisoned", "sound_steps", "steps"), [(1, {3, 4}, 3, 5), (2, {2}, 2, 4)])
 def test_a_nan_in_any_of_its_windows_drops_an_update(
     store_path: Path,
@@ -383,6 +390,7 @@ def test_late_verdicts_change_no_parameters(store_path: Path, tmp_path: Path, mo
     assert late.training["figures"]["not_finite"] == 3
 
 
+@pytest.mark.fault("not finite")
 @pytest.mark.parametrize("begin", [setup.begin, begin_with_late_verdicts], ids=["at_once", "late"])
 def test_too_many_nans_in_a_row_stop_the_run_and_name_step_and_recordings(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[..., Run]
@@ -478,6 +486,7 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy(
     assert checkpoint.read_manifest(checkpoint.find(tmp_path)).step == 4
 
 
+@pytest.mark.fault("not finite")
 @pytest.mark.parametrize("average", ["0.0", "0.9"])
 def test_parameters_that_overflow_stop_the_run_and_are_in_no_checkpoint(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: str
@@ -492,6 +501,7 @@ def test_parameters_that_overflow_stop_the_run_and_are_in_no_checkpoint(
     assert_finite(checkpoint.load(newest))
 
 
+@pytest.mark.fault("not finite")
 def test_a_validation_that_is_not_finite_stops_the_run(store_path: Path, tmp_path: Path) -> None:
     def not_finite(*_: Any) -> dict[str, float | None]:
         return {"validation_bits_per_sample": math.nan}
@@ -501,6 +511,7 @@ def test_a_validation_that_is_not_finite_stops_the_run(store_path: Path, tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.fault("out of memory")
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,6 +572,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.fault("two at once")
 def test_two_processes_never_train_in_one_folder(store_path: Path, tiny_run: Path, tmp_path: Path) -> None:
     # Of the other process, which is in the middle of writing a checkpoint.
     (tiny_run / "checkpoints/step-00000004.tmp-7").mkdir()
@@ -574,6 +586,7 @@ def test_two_processes_never_train_in_one_folder(store_path: Path, tiny_run: Pat
     assert checkpoint.read_manifest(train(recipe(store_path, steps=4), tiny_run, resume=True)).step == 4
 
 
+@pytest.mark.fault("foreign checkpoint")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -604,6 +617,7 @@ def test_a_resumed_run_may_change_what_the_next_window_does_not_depend_on(store_
     assert checkpoint.read_manifest(train(settings, tmp_path, resume=True)).step == 12
 
 
+@pytest.mark.fault("foreign checkpoint")
 def test_another_store_is_refused_and_a_moved_one_is_not(
     store_path: Path, recordings_folder: Path, tmp_path: Path, tiny_run: Path
 ) -> None:
@@ -663,6 +677,7 @@ def test_linear_prediction_is_not_for_bytes(byte_store_path: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault("foreign checkpoint")
 @pytest.mark.parametrize("change", [{"sample_rate_hz": None}, {"bits": None}, {"encoding": "bytes"}], ids=str)
 def test_a_checkpoint_that_does_not_say_its_tokens_is_damaged(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, change: dict
@@ -688,6 +703,7 @@ def test_a_resumed_run_makes_its_samples_when_the_unbroken_one_does(store_path: 
     assert [line["step"] for line in read_record(tmp_path) if "validation_bits_per_sample" in line] == [4, 5, 8, 9]
 
 
+@pytest.mark.fault("signals")
 def test_after_a_signal_nothing_comes_before_the_checkpoint(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,6 +728,7 @@ def test_compiling_is_the_recipes_choice(store_path: Path, tmp_path: Path, monke
     assert len(compiled) == 1
 
 
+@pytest.mark.fault("foreign checkpoint")
 def test_a_checkpoint_whose_lanes_carry_something_else_is_damaged(
     tiny_run: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -767,6 +784,7 @@ def test_the_log_repeats_what_preparation_warned_of(
     assert caplog.messages == ["store: half the band is empty", "store: 'two\\nlines'"]
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_sigterm_to_the_real_command_and_resume(store_path: Path, tmp_path: Path, kind: str) -> None:

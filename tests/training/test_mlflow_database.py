@@ -59,6 +59,7 @@ def wait_until_made_in_part(folder: Path) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.fault("tracking")
 def test_a_kill_while_it_is_made_leaves_nothing_in_its_place(tmp_path: Path) -> None:
     path = tmp_path / "runs/mlflow.db"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
@@ -73,6 +74,7 @@ def test_a_kill_while_it_is_made_leaves_nothing_in_its_place(tmp_path: Path) -> 
     assert sorted(each.name for each in path.parent.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
 
 
+@pytest.mark.fault("two at once")
 def test_two_runs_that_start_together_are_both_tracked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_two_runs_that_start_together_are_both_tracked(
     }
 
 
+@pytest.mark.fault("tracking")
 def test_a_broken_one_is_set_aside_and_said(database: Path, caplog: pytest.LogCaptureFixture) -> None:
     # What a kill leaves between mlflow's first step, which adds the column "step", and its note of it.
     execute(database, "DELETE FROM experiments", "DROP TABLE webhooks", "DELETE FROM alembic_version")

@@ -20,6 +20,8 @@ from audio_ct.training.mlflow_run import MlflowRun
 from audio_ct.training.mlflow_store import TRACKING_FILE
 from audio_ct.training.tracking import Tracker
 
+pytestmark = pytest.mark.fault("tracking")
+
 ABSENT_SERVER = "http://127.0.0.1:9"
 
 
