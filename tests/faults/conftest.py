@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 PAGE_BYTES = 4096
-DISK_BYTES = 2 << 20
+DISK_BYTES = 4 << 20
 # A process with a file system in memory that nobody else has mounted; through /proc others reach it all the same.
 HOLDER = 'mount -t tmpfs -o size="$1" tmpfs "$0" && echo mounted && read _'
 
 
 class Disk:
-    """A disk of 2 MiB."""
+    """A disk of 4 MiB."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
