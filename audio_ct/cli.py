@@ -143,6 +143,7 @@ def sample(
     One seed and the same options give the same file, byte for byte (Ogg: but for a number).
     """
     import audio_ct
+    from audio_ct.locks import hold
     from audio_ct.progress import Progress
     from audio_ct.sampling.compiled import compiling_pays
     from audio_ct.sampling.engine import EngineOptions
@@ -158,11 +159,15 @@ def sample(
     if compiled is None:
         compiled = compiling_pays(model.model, length)
     stem = model.recipe.name.replace("/", "-")
-    with Progress("sampling", length, unit=f"{model.codec.unit}s") as progress:
+    out = Path("out", stem) if out is None else out
+    with (
+        hold(out, name=f"--out {str(out)!r}"),
+        Progress("sampling", length, unit=f"{model.codec.unit}s") as progress,
+    ):
         written = write_samples(
             model.model,
             model.codec,
-            Path("out", stem) if out is None else out,
+            out,
             stem=stem,
             num=num,
             num_tokens=length,
@@ -246,17 +251,19 @@ def inspect(
     """
     import audio_ct
     from audio_ct.evaluation import inspection
+    from audio_ct.locks import hold
 
-    report = inspection.inspect(
-        audio_ct.load(checkpoint),
-        out,
-        split=split,
-        max_tokens=max_tokens,
-        cold_start_samples=cold_start_samples,
-        store=store,
-        against=None if against is None else audio_ct.load(against),
-        report=print,
-    )
+    with hold(out, name=f"--out {str(out)!r}"):
+        report = inspection.inspect(
+            audio_ct.load(checkpoint),
+            out,
+            split=split,
+            max_tokens=max_tokens,
+            cold_start_samples=cold_start_samples,
+            store=store,
+            against=None if against is None else audio_ct.load(against),
+            report=print,
+        )
     print(f"report: {report}   tables: {out / 'inspection.md'}   pictures: {out / '*.png'}")
 
 

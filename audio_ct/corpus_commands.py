@@ -57,6 +57,7 @@ def export(
     """Write recordings as files again, such as `export STORE NAME --out file.wav`."""
     from audio_ct.corpora.export import export as export_one
     from audio_ct.corpora.export import export_speaker, find
+    from audio_ct.locks import hold
     from audio_ct.tokens.store import TokenStore
 
     if [name, index, speaker].count(None) != 2 or (index is not None and split is None):
@@ -65,7 +66,8 @@ def export(
         raise InputError(f"format={file_format!r} is about --speaker; of one recording, --out's suffix names it.")
     opened = TokenStore.open(store)
     if speaker is not None:
-        its_files = export_speaker(opened, speaker, out, split=split, file_format=file_format, overwrite=overwrite)
+        with hold(out, name=f"--out {str(out)!r}"):
+            its_files = export_speaker(opened, speaker, out, split=split, file_format=file_format, overwrite=overwrite)
         print(f"{len(its_files)} recordings: {out}")
         return
     if name is not None:
@@ -127,6 +129,9 @@ def subset(
 def page(store: StoreAddress, out: Out) -> None:
     """Draw what a store holds on a page: durations, levels, bandwidth, spectrum, tokens and their entropies."""
     from audio_ct.corpus_page import write_page
+    from audio_ct.locks import hold
     from audio_ct.tokens.store import TokenStore
 
-    print(f"page: {write_page(TokenStore.open(store), out)}")
+    opened = TokenStore.open(store)
+    with hold(out, name=f"--out {str(out)!r}"):
+        print(f"page: {write_page(opened, out)}")
