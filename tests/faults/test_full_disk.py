@@ -192,7 +192,7 @@ def test_a_run_goes_on_once_there_is_room(
     recipe = runs.write_recipe(tmp_path / "recipe.yaml", Path(store.address), runs.COMPRESSIVE)
     unbroken = tmp_path / "unbroken"
     assert runs.exit_status(runs.train(recipe, unbroken)) == 0
-    num_levels, most_pages = times(2, 10), 60
+    num_levels, most_pages = times(1, 10), 60
     for level in range(num_levels):
         run = disk.path / f"run-{level}"
         disk.leave(level * most_pages // num_levels)
