@@ -7,7 +7,6 @@ writes: the record, checkpoints, samples and lines on the terminal.
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training".
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -152,7 +151,12 @@ def open_processes(timeout_seconds: float) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     level, timeout = logger.level, timedelta(seconds=timeout_seconds)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+        # Restarted by torchrun, the store may still have the addresses of processes that are gone.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+        )
         words = dist.new_group(backend="gloo", timeout=timeout)
         patient = dist.new_group(backend="gloo", timeout=ALONE)
         if rank > 0:
@@ -168,8 +172,7 @@ def open_processes(timeout_seconds: float) -> Iterator[Processes]:
         ) from error
     finally:
         logger.setLevel(level)
-        # Where another one hangs, its end is not waited for.
-        with contextlib.suppress(RuntimeError):
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

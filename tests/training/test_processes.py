@@ -57,9 +57,10 @@ def recipe_path(store_path: Path, tmp_path: Path) -> Path:
     return path
 
 
-def start(size: int, *arguments: object) -> subprocess.Popen[str]:
+def start(size: int, *arguments: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """Start the command in so many processes, as the documentation says."""
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m"] if size > 1 else []
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *options, "-m"]
+    launcher = torchrun if size > 1 else []
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "audio_ct", "train", *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -179,11 +180,24 @@ def test_workers_are_killed_at_any_moment(recipe_path: Path, tmp_path: Path, mea
 def test_a_worker_that_hangs_ends_all_within_the_timeout(recipe_path: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(2, recipe_path, "--run-dir", run, *ENDLESS, "--set", "training.timeout_seconds=3")
-    wait_for(lambda: has_reached(run, 10), process)
+    wait_for(lambda: has_reached(run, 20), process)
     os.kill(workers_of(process)[1], signal.SIGSTOP)
     said = finish(process, status=1)
     assert "process 0 of 2: another process has ended or did not answer within training.timeout_seconds=3" in said
     assert newest(run).manifest.step >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a worker dies")
+def test_torchrun_starts_all_of_them_again(recipe_path: Path, tmp_path: Path) -> None:
+    one, run = tmp_path / "one", tmp_path / "run"
+    run.mkdir()
+    process = start(2, recipe_path, "--run-dir", run, *steps(100), "--resume", options=("--max-restarts=1",))
+    wait_for(lambda: has_reached(run, 10), process)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    assert "resumed from" in finish(process)
+    finish(start(1, recipe_path, "--run-dir", one, *steps(100)))
+    assert_same_run(one, run)
 
 
 @pytest.mark.slow
