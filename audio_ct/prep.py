@@ -50,7 +50,7 @@ class CorpusCommands(TyperGroup):
         if cmd_name not in CORPORA:
             return None
         module, constant = CORPORA[cmd_name].split(":")
-        return _corpus_command(getattr(importlib.import_module(f"data_prep.{module}"), constant))
+        return _corpus_command(getattr(_data_prep(module), constant))
 
 
 prep = typer.Typer(cls=CorpusCommands, help="Turn recordings into a token store.", no_args_is_help=True)
@@ -61,9 +61,14 @@ def _group() -> None:
     """Turn recordings into a token store."""
 
 
-def _corpus_command(corpus: "Corpus") -> Any:
-    from data_prep.corpus import options_for
+def _data_prep(module: str) -> Any:
+    """Import a module of data_prep, which lies within an installed audio_ct and beside that of a checkout."""
+    is_within = (Path(__file__).parent / "data_prep").is_dir()
+    return importlib.import_module(f"{'audio_ct.' if is_within else ''}data_prep.{module}")
 
+
+def _corpus_command(corpus: "Corpus") -> Any:
+    options_for = _data_prep("corpus").options_for
     defaults = options_for(corpus)
     names = [each.name for each in fields(defaults)]
     if corpus.make is not None:
@@ -81,9 +86,7 @@ def _corpus_command(corpus: "Corpus") -> Any:
         before.append(_parameter("download", bool, typer.Option("--download", help=what), default=False))
 
     def run(out: str, source: str | None = None, download: bool = False, **given: Any) -> None:
-        from data_prep import skeleton
-        from data_prep.corpus import options_for
-
+        skeleton = _data_prep("skeleton")
         if "subsets" in given:
             given["subsets"] = tuple(given["subsets"])
         options = options_for(corpus, **given)
@@ -100,12 +103,10 @@ def _corpus_command(corpus: "Corpus") -> Any:
 
 
 def _bytes_command() -> Any:
-    from data_prep.options import PrepOptions
+    PrepOptions = _data_prep("options").PrepOptions
 
     def run(out: str, source: Path, **given: Any) -> None:
-        from data_prep.bytes import prepare
-
-        _print(out, prepare(source, Path(out), options=PrepOptions(**given), progress=True))
+        _print(out, _data_prep("bytes").prepare(source, Path(out), options=PrepOptions(**given), progress=True))
 
     what = "A file: text, or anything else that is not compressed."
     title = "The bytes of a file, such as enwik8: the first are for training, the last for the test."

@@ -18,10 +18,11 @@ from audio_ct.progress import Progress
 from audio_ct.tokens.codec import ByteCodec, open_bytes
 from audio_ct.tokens.store import Recording
 from audio_ct.tokens.store_builder import TokenStoreBuilder
-from data_prep.corpus import SPLITS
-from data_prep.options import PrepOptions
-from data_prep.plan import MAXIMUM_SHARD_BYTES, count_held_out
-from data_prep.skeleton import write_store
+
+from .corpus import SPLITS
+from .options import PrepOptions
+from .plan import MAXIMUM_SHARD_BYTES, count_held_out
+from .skeleton import write_store
 
 # The length of a recording of the store. Short enough that validation can take a few, that evaluation reads some
 # side by side and that there is something to resample; long enough that beginning anew costs nothing that counts:

@@ -12,11 +12,12 @@ are the official splits, without a speaker in two; as they hold each sentence on
 """
 
 from audio_ct.errors import InputError
-from data_prep.corpus import Candidate, Corpus, Gathered
-from data_prep.layout import not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source
-from data_prep.tables import read_table
+
+from .corpus import Candidate, Corpus, Gathered
+from .layout import not_there
+from .options import PrepOptions
+from .source import Source
+from .tables import read_table
 
 OFFICIAL_SPLITS = {"train.tsv": "train", "dev.tsv": "validation", "test.tsv": "test"}
 # Where there is none of them.

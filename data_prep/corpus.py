@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_ct.errors import InputError
-from data_prep.options import PrepOptions
-from data_prep.source import Source
+
+from .options import PrepOptions
+from .source import Source
 
 if TYPE_CHECKING:
     # It comes with scipy, and the command line reads this module.
-    from data_prep.measures import Measures
+    from .measures import Measures
 
 SPLITS = ("train", "validation", "test")
 

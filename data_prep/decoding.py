@@ -17,8 +17,9 @@ from typing import Self
 import numpy as np
 
 from audio_ct.audio.files import RejectedAudioError, Samples
-from data_prep.decoding_child import BLOCK, END, HEADER
-from data_prep.measures import Measures
+
+from .decoding_child import BLOCK, END, HEADER
+from .measures import Measures
 
 # A file may fall behind real time by so much: what decodes more slowly hangs or is made to waste time.
 PATIENCE_SECONDS = 60.0
@@ -117,7 +118,7 @@ class Decoder:
             "OMP_NUM_THREADS": "1",
         }
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "data_prep.decoding_child"],
+            [sys.executable, "-P", "-m", f"{__package__}.decoding_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

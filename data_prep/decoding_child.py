@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 from audio_ct.audio.files import AudioReader, RejectedAudioError, Samples, resample_blocks
 from audio_ct.errors import MissingError
-from data_prep.corpus import plain
-from data_prep.measures import Meter
+
+from .corpus import plain
+from .measures import Meter
 
 HEADER = struct.Struct("<cI")
 BLOCK, END, REJECT = b"B", b"E", b"R"

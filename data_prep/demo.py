@@ -11,9 +11,10 @@ import joblib
 
 from audio_ct.audio.files import AudioWriter
 from audio_ct.errors import MissingError
-from data_prep import folder
-from data_prep.corpus import Corpus
-from data_prep.options import PrepOptions
+
+from . import folder
+from .corpus import Corpus
+from .options import PrepOptions
 
 SPEAKER = "hibari"
 # A voice loads in seconds: each process makes so many sentences.

@@ -25,7 +25,8 @@ from audio_ct.durable import synchronise, write_whole
 from audio_ct.errors import AudioCTError
 from audio_ct.locks import clear, hold
 from audio_ct.progress import Progress
-from data_prep.corpus import Archive
+
+from .corpus import Archive
 
 # In the folder, so that one look tells what is there; hidden, so that no corpus takes it for its own.
 MARKER = ".unpacked.json"

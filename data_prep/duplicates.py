@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.corpus import SPLITS, Encoded
-from data_prep.measures import FINGERPRINT_MIDDLES_HZ, MODULATIONS_HZ, places_of
+from .corpus import SPLITS, Encoded
+from .measures import FINGERPRINT_MIDDLES_HZ, MODULATIONS_HZ, places_of
 
 NUM_BANDS = len(FINGERPRINT_MIDDLES_HZ) - 2
 FINGERPRINT_LENGTH = NUM_BANDS * len(MODULATIONS_HZ)

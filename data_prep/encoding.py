@@ -21,12 +21,13 @@ from audio_ct.storage import LocalStorage, Storage
 from audio_ct.tokens.codec import MuLawCodec
 from audio_ct.tokens.store import token_dtype
 from audio_ct.tokens.store_builder import WORK
-from data_prep import processing
-from data_prep.corpus import Candidate, Encoded, Reject, plain
-from data_prep.decoding import Decoder
-from data_prep.options import PrepOptions
-from data_prep.plan import Shard
-from data_prep.source import Source, printable
+
+from . import processing
+from .corpus import Candidate, Encoded, Reject, plain
+from .decoding import Decoder
+from .options import PrepOptions
+from .plan import Shard
+from .source import Source, printable
 
 MAXIMUM_TEXT_BYTES = 1 << 20
 # Peak to peak, 60 dB below full scale: what stays within it is a noise floor, silence or a constant offset.

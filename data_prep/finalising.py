@@ -10,12 +10,13 @@ from typing import Any
 from audio_ct.storage import Storage
 from audio_ct.tokens.store import Recording, token_dtype
 from audio_ct.tokens.store_builder import TokenStoreBuilder
-from data_prep.corpus import Encoded, Reject
-from data_prep.duplicates import Duplicates
-from data_prep.encoding import record_name
-from data_prep.measures import Measures
-from data_prep.plan import Shard
-from data_prep.report import Report
+
+from .corpus import Encoded, Reject
+from .duplicates import Duplicates
+from .encoding import record_name
+from .measures import Measures
+from .plan import Shard
+from .report import Report
 
 
 def finalise(builder: TokenStoreBuilder, shards: Sequence[Shard], report: Report) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 from audio_ct.errors import InputError
-from data_prep.corpus import Candidate, Corpus, Gathered, Reject
-from data_prep.layout import not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source, Unlisted, printable
-from data_prep.tables import Row, read_table
+
+from .corpus import Candidate, Corpus, Gathered, Reject
+from .layout import not_there
+from .options import PrepOptions
+from .source import Source, Unlisted, printable
+from .tables import Row, read_table
 
 SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}

@@ -7,11 +7,12 @@
 """
 
 from audio_ct.errors import InputError
-from data_prep.corpus import Candidate, Corpus, Gathered, Reject
-from data_prep.layout import audio_files, corpus_folder, last_text, not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source
-from data_prep.tables import read_table
+
+from .corpus import Candidate, Corpus, Gathered, Reject
+from .layout import audio_files, corpus_folder, last_text, not_there
+from .options import PrepOptions
+from .source import Source
+from .tables import read_table
 
 QUALITIES = ("clean", "other")
 _SPEAKERS = ("92", "6097", "6670", "6671", "8051", "9017", "9136", "11614", "11697", "12787")

@@ -10,7 +10,8 @@ from typing import Any
 from audio_ct.errors import InputError
 from audio_ct.storage import Storage
 from audio_ct.tokens.store_builder import WORK
-from data_prep.corpus import Candidate, Gathered, Reject, plain
+
+from .corpus import Candidate, Gathered, Reject, plain
 
 FILE = f"{WORK}/inventory.jsonl"
 

@@ -4,8 +4,9 @@ import posixpath
 from collections.abc import Iterable, Sequence
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.corpus import Reject
-from data_prep.source import Source, SourceFile, Unlisted, printable
+
+from .corpus import Reject
+from .source import Source, SourceFile, Unlisted, printable
 
 # What corpora are published in, and what people convert them to.
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})

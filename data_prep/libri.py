@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.corpus import SPLITS, Archive, Candidate, Gathered, Reject
-from data_prep.layout import audio_files, corpus_folder, last_text, not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source, SourceFile, printable
+
+from .corpus import SPLITS, Archive, Candidate, Gathered, Reject
+from .layout import audio_files, corpus_folder, last_text, not_there
+from .options import PrepOptions
+from .source import Source, SourceFile, printable
 
 # The published parts; no speaker is in two of them.
 SUBSETS = (

@@ -15,10 +15,11 @@ import math
 from collections.abc import Iterator
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.corpus import Archive, Candidate, Corpus, Gathered, Reject
-from data_prep.layout import corpus_folder
-from data_prep.options import PrepOptions
-from data_prep.source import Source, SourceFile, printable
+
+from .corpus import Archive, Candidate, Corpus, Gathered, Reject
+from .layout import corpus_folder
+from .options import PrepOptions
+from .source import Source, SourceFile, printable
 
 SIZES = ("small", "medium", "large")
 DUPLICATE = "duplicate"

@@ -7,10 +7,10 @@
 
 import re
 
-from data_prep import libri
-from data_prep.corpus import Corpus, Gathered
-from data_prep.options import PrepOptions
-from data_prep.source import Source
+from . import libri
+from .corpus import Corpus, Gathered
+from .options import PrepOptions
+from .source import Source
 
 _TREE = libri.Tree(
     folder="LibriSpeech",

@@ -13,10 +13,10 @@ import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from data_prep import libri
-from data_prep.corpus import Corpus, Gathered, Reject
-from data_prep.options import PrepOptions
-from data_prep.source import Source
+from . import libri
+from .corpus import Corpus, Gathered, Reject
+from .options import PrepOptions
+from .source import Source
 
 _TREE = libri.Tree(
     folder="LibriTTS",

@@ -6,10 +6,11 @@ The ids follow the books, so their order is that of reading.
 """
 
 from audio_ct.errors import MissingError
-from data_prep.corpus import Archive, Candidate, Corpus, Gathered
-from data_prep.layout import audio_files, corpus_folder, last_text, not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source, printable
+
+from .corpus import Archive, Candidate, Corpus, Gathered
+from .layout import audio_files, corpus_folder, last_text, not_there
+from .options import PrepOptions
+from .source import Source, printable
 
 SPEAKER = "LJ"
 METADATA = "metadata.csv"

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from audio_ct.errors import InputError
-from data_prep.corpus import SPLITS, Candidate, plain
-from data_prep.options import PrepOptions
+
+from .corpus import SPLITS, Candidate, plain
+from .options import PrepOptions
 
 # A shard takes at most this much of the sources (64 MiB of FLAC are some 100 million tokens), and small corpora are cut
 # finer, so that several jobs have work.

@@ -18,12 +18,13 @@ import soxr
 
 from audio_ct import html
 from audio_ct.audio.spectrum_end import BAND_HZ, decibels, spectrum_end_hz
-from data_prep.corpus import SPLITS, Corpus, Encoded, Reject
-from data_prep.duplicates import Duplicates
-from data_prep.measures import LETTERS, MAXIMUM_BANDS, spectrum_db
-from data_prep.options import PrepOptions
-from data_prep.report_figure import draw
-from data_prep.report_warnings import FULL_BAND, warnings_of
+
+from .corpus import SPLITS, Corpus, Encoded, Reject
+from .duplicates import Duplicates
+from .measures import LETTERS, MAXIMUM_BANDS, spectrum_db
+from .options import PrepOptions
+from .report_figure import draw
+from .report_warnings import FULL_BAND, warnings_of
 
 UNKNOWN_SPEAKER = "unknown"
 # Groups beyond so many have one spectrum between them, and report.json does not name those with the least audio.

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from audio_ct.html import duration, percent
-from data_prep.options import PrepOptions
+
+from .options import PrepOptions
 
 # A band that ends this close below the store's own is called full.
 FULL_BAND = 0.85

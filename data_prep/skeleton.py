@@ -26,16 +26,17 @@ from audio_ct.storage import Storage
 from audio_ct.tokens.codec import Codec, MuLawCodec
 from audio_ct.tokens.store import TokenStore, token_dtype
 from audio_ct.tokens.store_builder import WORK, TokenStoreBuilder
-from data_prep import inventory
-from data_prep.corpus import SPLITS, Corpus, Gathered, Reject, options_for
-from data_prep.download import fetch
-from data_prep.encoding import Outcome, encode_shard, end_decoder, record_name
-from data_prep.finalising import finalise
-from data_prep.options import PrepOptions
-from data_prep.plan import Shard, plan_shards
-from data_prep.report import Report
-from data_prep.source import Source
-from data_prep.workers import workers
+
+from . import inventory
+from .corpus import SPLITS, Corpus, Gathered, Reject, options_for
+from .download import fetch
+from .encoding import Outcome, encode_shard, end_decoder, record_name
+from .finalising import finalise
+from .options import PrepOptions
+from .plan import Shard, plan_shards
+from .report import Report
+from .source import Source
+from .workers import workers
 
 logger = logging.getLogger("audio_ct")
 

@@ -11,10 +11,11 @@ official splits: `validation_list.txt`, `testing_list.txt`, and all other clips 
 """
 
 from audio_ct.errors import MissingError
-from data_prep.corpus import Archive, Candidate, Corpus, Gathered
-from data_prep.layout import corpus_folder, not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source, printable
+
+from .corpus import Archive, Candidate, Corpus, Gathered
+from .layout import corpus_folder, not_there
+from .options import PrepOptions
+from .source import Source, printable
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OTHER_WORDS = (

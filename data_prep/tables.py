@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from typing import TextIO
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.source import Source, printable
+
+from .source import Source, printable
 
 Row = dict[str, str]
 

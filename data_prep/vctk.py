@@ -12,10 +12,11 @@ import re
 from pathlib import PurePosixPath
 
 from audio_ct.errors import InputError
-from data_prep.corpus import Archive, Candidate, Corpus, Gathered, Reject
-from data_prep.layout import audio_files, corpus_folder, not_there
-from data_prep.options import PrepOptions
-from data_prep.source import Source, SourceFile, printable
+
+from .corpus import Archive, Candidate, Corpus, Gathered, Reject
+from .layout import audio_files, corpus_folder, not_there
+from .options import PrepOptions
+from .source import Source, SourceFile, printable
 
 MICROPHONES = ("mic1", "mic2")
 _AUDIO, _OLDER_AUDIO = "wav48_silence_trimmed", "wav48"

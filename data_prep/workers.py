@@ -13,7 +13,8 @@ from typing import Any
 import joblib
 
 from audio_ct.errors import InputError, MissingError
-from data_prep.options import PrepOptions
+
+from .options import PrepOptions
 
 PARENT_SECONDS = 0.5
 
