@@ -71,6 +71,9 @@ def train(
     ):
         model, lanes, figures = run.model, run.lanes, run.figures
         forward = processes.averaging(torch.compile(model) if training.compile else model)
+        # Where a signal stopped the run, a validation that was due has not been made.
+        if not run.is_validated and _is_due(training.evaluate_every_windows, run, since=_updated_before(run)):
+            _save(run, _validate(run, tracker, validate))
         while not run.is_done and not processes.any(stop.asked > 0):
             updated_at, every = run.step, update_every(training.update_every, run.step)
             # Never left between these windows: the gradient so far would be in no checkpoint.
@@ -209,6 +212,11 @@ def _log(run: Run, tracker: Tracker | None, progress: Progress) -> None:
 def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
     """True where a multiple of `every_windows` came after a step, or the run is done; never for 0."""
     return every_windows > 0 and (run.is_done or run.step // every_windows > since // every_windows)
+
+
+def _updated_before(run: Run) -> int:
+    """The step of the update before the last one."""
+    return run.step - update_every(run.recipe.training.update_every, run.step - 1)
 
 
 def _validate(run: Run, tracker: Tracker | None, validate: Validate) -> float | None:

@@ -71,6 +71,7 @@ class Run:
         average: of the weights, where the recipe wants one.
         step: windows trained so far.
         saved_at: the step of the newest checkpoint; -1 before the first.
+        is_validated: false where the checkpoint that the run goes on from has no validation.
     """
 
     recipe: Recipe
@@ -86,6 +87,7 @@ class Run:
     average: AveragedModel | None = None
     step: int = 0
     saved_at: int = -1
+    is_validated: bool = True
 
     @property
     def published(self) -> TokenModel:
@@ -251,6 +253,7 @@ def restore(run: Run, loaded: Checkpoint) -> None:
             raise ValueError("lanes carry other tensors")
         lanes.state = state
     run.step = run.saved_at = loaded.manifest.step
+    run.is_validated = loaded.manifest.validation_bits_per_sample is not None
     logger.info("resumed from %s at step %d", loaded.path, run.step)
 
 
