@@ -88,7 +88,7 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/demo/wavenet.yaml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a file, or a shipped one's name, such as demo/wavenet.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Gets checkpoints, metrics and samples.")],
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in --run-dir, with its own recipe.")] = False,
@@ -117,6 +117,25 @@ def train(
         print(f"checkpoint: {trained}")
         next_command = f"audio-ct sample {shlex.quote(str(run_dir))}"
         print(f"trained; next: {next_command}, or audio-ct compare with others of its store")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Look at the machine: versions, devices, disk, tracking, and a self-test of some seconds.
+
+    The exit status is 2 where something that audio-ct needs is broken.
+    """
+    from audio_ct import doctor as doctor_of
+
+    findings = []
+    for finding in doctor_of.examine():
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.name:<16}{finding.value}" + (f"\n{'':<16}-> {finding.remedy}" if finding.remedy else ""))
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    if any(finding.is_broken for finding in findings):
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -307,7 +326,12 @@ def compare(
 
 @app.command()
 def study(
-    folder: Annotated[Path, typer.Argument(help="base.yaml, a recipe, and for each variant a file of what differs.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="base.yaml, a recipe, and for each variant a file of what differs; or a shipped one: studies/rates."
+        ),
+    ],
     out: Out,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", min=0, max=2**62, help="May be repeated.")] = None,
     num_seeds: Annotated[int | None, typer.Option(min=1, help="Seeds 0, 1, ... instead (1).")] = None,
@@ -317,9 +341,13 @@ def study(
     max_tokens: MaxTokens = None,
     cold_start_samples: ColdStartSamples = 1024,
     only: Annotated[list[str] | None, typer.Option("--only", help="A variant to run; may be repeated.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The variant to compare with (the base, or the first).")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The variant to compare with (the one that is the base itself, or the first).")
+    ] = None,
 ) -> None:
     """Train and score a folder of recipes with several seeds: a table, and figures with intervals over seeds.
+
+    The base is run too, unless a variant is the base itself.
 
     Finished runs are not done again: the same command goes on where it stopped. Where a run failed, the exit status is
     2, after all others were run.
