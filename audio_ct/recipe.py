@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from audio_ct import strict_yaml
-from audio_ct.errors import InputError, MissingError
+from audio_ct.errors import InputError
 from audio_ct.models.settings import ModelSettings, NonNegative, Positive, Section
+from audio_ct.recipe_files import find_recipe
 from audio_ct.tokens.store_files import CACHE_GIB
 
 MAX_RECIPE_BYTES = 1 << 16
@@ -222,7 +223,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe in a file, with overrides.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a shipped recipe, such as small/wavenet.
         overrides: "section.key=value" texts; a value is read as YAML, 3e-4 as a number.
 
     Raises:
@@ -268,9 +269,13 @@ def resumed_recipe(saved: Path, given: Path, overrides: Sequence[str] = ()) -> t
 
 
 def read_recipe(path: Path) -> str:
-    """Read a recipe file's text, unchecked; raise MissingError where it is missing, InputError where it is no text."""
-    if not path.is_file():
-        raise MissingError(f"recipe {str(path)!r} is not a file; the shipped ones are under recipes/.")
+    """Read a recipe file's text, unchecked; `path` may be a shipped recipe's name.
+
+    Raises:
+        MissingError: if there is no such file or name.
+        InputError: if the file is too long or no text.
+    """
+    path = find_recipe(path)
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise InputError(
             f"recipe {str(path)!r} has {path.stat().st_size} bytes, more than {MAX_RECIPE_BYTES}; is it a recipe?"

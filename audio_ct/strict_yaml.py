@@ -147,6 +147,8 @@ def _describe(schema: type[BaseModel], fault: Any) -> str:
         given = fault["input"].get("kind") if isinstance(fault["input"], dict) else fault["input"]
         return f"{key}.kind={given!r}: must be one of {', '.join(sorted(sections))}."
     message = fault["msg"][0].lower() + fault["msg"][1:]
+    if fault["type"] == "int_type" and isinstance(fault["input"], float) and fault["input"].is_integer():
+        message += f"; write {fault['input']:.0f}"
     return f"{key}={repr(fault['input'])[:80]}: {message}."
 
 

@@ -98,7 +98,12 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seed: 1", "seed: 1.0", "seed=1.0"),
+        ("seed: 1", "seed: 1.0", "seed=1.0: input should be a valid integer; write 1."),
+        (
+            "max_tokens: 500000",
+            "max_tokens: 1e5",
+            "training.max_tokens=100000.0: input should be a valid integer; write 100000.",
+        ),
         ("seed: 1", "seed: true", "seed=True"),
         ("seed: 1", "seed: -1", "seed=-1: input should be greater than or equal to 0"),
         ("3e-4", ".nan", "optimizer.learning_rate=nan"),

@@ -38,7 +38,14 @@ FRONT_WIDTH = 2
 class Section(BaseModel):
     """A part of a recipe: no unknown keys, no silent conversion, never changed after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        # Editors show them, by recipes/schema.json.
+        use_attribute_docstrings=True,
+    )
 
 
 class PitchSettings(Section):

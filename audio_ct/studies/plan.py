@@ -9,9 +9,9 @@ from typing import Any
 
 from audio_ct.errors import InputError, MissingError
 from audio_ct.recipe import Recipe, flat, parse_recipe, read_recipe, refuse_passwords
+from audio_ct.recipe_files import BASE_FILE, description, find_study
 from audio_ct.training.mlflow_store import default_uri
 
-BASE_FILE = "base.yaml"
 # Equal in all variants that are compared at one budget; the table names the variants in which they differ.
 BUDGET = (
     "training.max_tokens",
@@ -58,7 +58,7 @@ class Variant:
     name: str
     """Its file's, without .yaml."""
     description: str
-    """The comment on its file's first line, or ""."""
+    """The first sentence of the comment on top of its file, or ""."""
     recipe: Recipe
 
     def differences(self, other: "Variant") -> dict[str, Any]:
@@ -114,13 +114,19 @@ class Study:
 def read_study(folder: Path, out: Path, options: StudyOptions) -> Study:
     """Read the study in a folder; nothing is written.
 
-    A folder with base.yaml, a whole recipe, holds beside it files of what differs from it; without one it holds whole
-    recipes. base.yaml alone is a study of one variant.
+    A folder with base.yaml, a whole recipe, holds beside it files of what differs from it; the base is a variant too,
+    unless another file says that nothing differs. Without base.yaml a folder holds whole recipes.
+
+    Args:
+        folder: a path, or the name of a shipped folder of recipes.
+        out: where the study's runs are.
+        options: how they are run.
 
     Raises:
         MissingError: if there is no such folder, or no recipe in it.
         InputError: naming every fault of every recipe at once, a line each.
     """
+    folder = find_study(folder)
     variants = _read_variants(folder, options.settings)
     by_name = {variant.name: variant for variant in variants}
     baseline = options.baseline or _default_baseline(by_name, folder, options)
@@ -149,14 +155,11 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
 
 def _read_variants(folder: Path, settings: Sequence[str]) -> list[Variant]:
     """Read the variants in their order; all their faults are one error."""
-    if not folder.is_dir():
-        raise MissingError(f"study {str(folder)!r} is not a folder; name one with recipes in it.")
     paths = sorted(folder.glob("*.yaml"), key=lambda path: natural_order(path.stem))
     if not paths:
         raise MissingError(f"study {str(folder)!r} holds no recipe; put base.yaml there and a file for each variant.")
     base, base_path = None, folder / BASE_FILE
-    if base_path in paths and len(paths) > 1:
-        paths.remove(base_path)
+    if base_path in paths:
         base = read_recipe(base_path)
         # Every variant would have the base's faults again.
         parse_recipe(base, name=str(base_path))
@@ -170,23 +173,25 @@ def _read_variants(folder: Path, settings: Sequence[str]) -> list[Variant]:
             faults += str(error).splitlines()
     if faults:
         raise InputError("\n".join(dict.fromkeys(faults)))
-    return variants
+    return [each for each in variants if each.name != base_path.stem or not _is_doubled(each, variants)]
+
+
+def _is_doubled(variant: Variant, variants: Sequence[Variant]) -> bool:
+    return any(other.recipe == variant.recipe for other in variants if other is not variant)
 
 
 def _read_variant(path: Path, base: str | None, settings: Sequence[str]) -> Variant:
     if not _VARIANT_NAME.fullmatch(path.stem):
         raise InputError(f"{path}: a variant's name has letters, digits, '.', '_' and '-' only; rename it.")
     text = read_recipe(path)
-    first_line = text.split("\n", 1)[0]
-    description = first_line.lstrip("#").strip().rstrip(".") if first_line.startswith("#") else ""
     if base is None:
-        return Variant(path.stem, description, parse_recipe(text, settings, name=str(path)))
+        return Variant(path.stem, description(text), parse_recipe(text, settings, name=str(path)))
     recipe = parse_recipe(base, settings, name=str(path), difference=text)
     base_recipe = parse_recipe(base)
     for key, rule in (("name", "runs are named by the study"), ("seed", "--seeds says the runs' seeds")):
         if getattr(recipe, key) != getattr(base_recipe, key):
             raise InputError(f"{path}: {key}={getattr(recipe, key)!r}: {rule}; leave it out.")
-    return Variant(path.stem, description, recipe)
+    return Variant(path.stem, description(text), recipe)
 
 
 def _default_baseline(variants: dict[str, Variant], folder: Path, options: StudyOptions) -> str:

@@ -116,6 +116,22 @@ def test_differences_are_merged_over_the_base(folder: Path) -> None:
     assert {run.variant for run in read(folder, only=("wavenet",)).selected} == {"wavenet"}
 
 
+def test_the_base_is_run_beside_variants_that_all_differ_from_it(folder: Path) -> None:
+    (folder / "rate-10.yaml").unlink()
+    (folder / "wavenet.yaml").unlink()
+    study = read(folder)
+    assert [variant.name for variant in study.variants] == ["base", "rate-2"]
+    assert study.baseline.name == "base"
+    assert study.variants[1].differences(study.baseline) == {"model.compression_rate": 2}
+
+
+def test_a_shipped_study_is_found_by_name(tmp_path: Path) -> None:
+    study = read_study(Path("studies/rates"), tmp_path, StudyOptions())
+    assert "rate-2" in {variant.name for variant in study.variants}
+    with pytest.raises(MissingError, match=r"did you mean studies/rates\?"):
+        read_study(Path("recipes/studies/rate"), tmp_path, StudyOptions())
+
+
 def test_a_base_alone_and_whole_recipes_are_studies_too(folder: Path) -> None:
     for path in (folder / "rate-2.yaml", folder / "rate-10.yaml", folder / "wavenet.yaml"):
         path.unlink()
