@@ -23,16 +23,17 @@ from audio_ct.models.footprint import outline
 from audio_ct.models.token_model import num_parameters
 from audio_ct.recipe import Recipe, load_recipe
 from audio_ct.record import read_record
-from benchmarks.measure import machine
+from benchmarks.measure import Row, machine
 
-# Bytes a second that one GPU can send, and the seconds that a message takes on its way.
+# Of the slowest link in the ring: bytes a second, seconds that a message takes, and the most GPUs that it joins. A ring
+# enters and leaves each machine once, whatever GPUs are in it.
 LINKS = {
-    "NVLink 4, within a machine": (450e9, 5e-6),
-    "InfiniBand NDR, 400 Gb/s a GPU": (50e9, 1e-5),
-    "100 Gb/s Ethernet a machine of 8": (12.5e9 / 8, 3e-5),
-    "10 Gb/s Ethernet a GPU": (1.25e9, 5e-5),
+    "NVLink 4, within a machine": (450e9, 5e-6, 8),
+    "InfiniBand NDR, 400 Gb/s": (50e9, 1e-5, 128),
+    "Ethernet, 100 Gb/s a machine": (12.5e9, 3e-5, 128),
+    "Ethernet, 10 Gb/s a machine": (1.25e9, 5e-5, 128),
 }
-GPUS = (1, 8, 32, 128)
+GPUS = (2, 8, 32, 128)
 GRADIENT_BYTES = 4  # of a parameter
 NUM_WINDOWS = 60
 
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"| {arguments.large}, lanes a GPU | link | {' | '.join(f'{num} GPUs' for num in GPUS)} |")
     print("|---|---|" + "---|" * len(GPUS))
     for row in rows:
-        shares = " | ".join(f"{row['efficiency'][num]:.0%}" for num in GPUS)
+        shares = " | ".join(f"{row['efficiency'][num]:.0%}" if num in row["efficiency"] else "" for num in GPUS)
         print(f"| {row['lanes']} | {row['link']} | {shares} |")
     if arguments.out is not None:
         found = {
@@ -96,7 +97,7 @@ def tokens_per_second(recipe: Path, settings: list[str], size: int) -> float:
     return float(lines[-1]["tokens_per_second"])
 
 
-def efficiencies(recipe: Recipe, lane_seconds: float) -> list[dict[str, object]]:
+def efficiencies(recipe: Recipe, lane_seconds: float) -> list[Row]:
     """The share of N times one GPU's speed that N GPUs reach, by link and by the lanes that each has."""
     gradient = GRADIENT_BYTES * num_parameters(outline(recipe.model, 256))
     return [
@@ -104,10 +105,12 @@ def efficiencies(recipe: Recipe, lane_seconds: float) -> list[dict[str, object]]
             "lanes": lanes,
             "link": link,
             "gradient_bytes": gradient,
-            "efficiency": {num: _efficiency(lanes * lane_seconds, gradient, num, *LINKS[link]) for num in GPUS},
+            "efficiency": {
+                num: _efficiency(lanes * lane_seconds, gradient, num, speed, delay) for num in GPUS if num <= most
+            },
         }
         for lanes in (1, 16)
-        for link in LINKS
+        for link, (speed, delay, most) in LINKS.items()
     ]
 
 
