@@ -15,6 +15,7 @@ import typer
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.prep import Out, Overwrite, prep
+from audio_ct.recipe_commands import recipes
 from audio_ct.track_commands import track
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(prep, name="prep")
 app.add_typer(corpus, name="corpus")
+app.add_typer(recipes, name="recipes")
 app.add_typer(track, name="track")
 
 CheckpointPath = Annotated[

@@ -76,4 +76,4 @@ def description(text: str) -> str:
         if not line.startswith("#") or not line.strip("# "):
             break
         lines.append(line.strip("# "))
-    return re.split(r"\.(?= [A-Z]|$)", " ".join(lines), maxsplit=1)[0]
+    return re.split(r"(?<!al)\.(?= |$)", " ".join(lines), maxsplit=1)[0]
