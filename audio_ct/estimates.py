@@ -1,6 +1,5 @@
 """The expected cost of a recipe before it is trained: parameters, memory, how far back it looks, and its speed here."""
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ def temporal_range(model: ModelSettings) -> int:
 
 
 def tokens_per_second(recipe: Recipe, vocabulary_size: int, device: torch.device) -> float:
-    """Time a few windows of training on random tokens; neither compiled nor in several processes."""
+    """Time a few windows of training on random tokens, neither compiled nor in several processes: their mean."""
     training = recipe.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
@@ -71,9 +70,8 @@ def tokens_per_second(recipe: Recipe, vocabulary_size: int, device: torch.device
     precision = getattr(torch, training.precision)
     state = model.initial_state(training.batch_size, device)
     tokens = torch.randint(vocabulary_size, (training.batch_size, training.window_length), device=device)
-    fastest, began = math.inf, time.perf_counter()
-    for num_windows in range(1 + TIMED_WINDOWS):
-        window_began = time.perf_counter()
+    is_warm, num_windows, began = False, 0, time.perf_counter()
+    while num_windows < TIMED_WINDOWS and time.perf_counter() - began < TIMED_SECONDS:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             output = model(tokens, state)
         loss = model.head.nats(output.logits, tokens).mean() + sum(output.auxiliary_losses.values())
@@ -84,10 +82,9 @@ def tokens_per_second(recipe: Recipe, vocabulary_size: int, device: torch.device
         state = output.state
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        # The first one also allocates.
-        if num_windows or now - began > TIMED_SECONDS:
-            fastest = min(fastest, now - window_began)
-        if now - began > TIMED_SECONDS:
-            break
-    return training.tokens_per_step / fastest
+        if is_warm:
+            num_windows += 1
+        else:
+            # The first window also allocates.
+            is_warm, began = True, time.perf_counter()
+    return num_windows * training.tokens_per_step / (time.perf_counter() - began)

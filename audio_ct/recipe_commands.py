@@ -103,8 +103,7 @@ def new(
 ) -> None:
     """Draft a recipe for a token store, and say what it takes here. A few windows of training are timed.
 
-    It is a shipped recipe (frames/..., of bytes enwik8/small) with what depends on the store changed: a beginning,
-    which nobody has tried.
+    It is a shipped recipe (frames/..., of bytes enwik8/small) with what depends on the store changed, and not tried.
     """
     from audio_ct import strict_yaml
     from audio_ct.device import choose_device
@@ -129,13 +128,14 @@ def new(
     if out is None:
         print(text, end="")
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text.encode())
     lines = [
         f"{opened.address}: {tokens}, {size} for training",
         f"{estimate(recipe, opened.vocabulary_size)}",
         f"looks back {back:,} tokens" + ("" if rate_hz is None else f", {back / rate_hz:.3f} seconds"),
         f"some {speed:,.0f} tokens a second here on {device}: {max_tokens:,} tokens, "
-        f"{max_tokens / num_tokens:.1f} passes, in {max_tokens / speed / 60:,.1f} minutes, validation not counted",
+        f"{max_tokens / num_tokens:.2g} passes, in {max_tokens / speed / 60:,.1f} minutes, validation not counted",
     ]
     if out is not None:
         run = shlex.quote(f"runs/{recipe.name}")

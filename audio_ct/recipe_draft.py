@@ -61,6 +61,9 @@ def draft(store: TokenStore, kind: str, device: torch.device, *, minutes: float 
         "max_tokens": num_steps * step,
         "evaluate_every_windows": max(1, min(drafted.training.evaluate_every_windows, num_steps // 4)),
     }
+    # Five validations of a twentieth each are a small part of the run: they only read.
+    most = max(1, min(drafted.evaluation.max_validation_tokens, num_steps * step // 20))
+    changes["evaluation"] = {"max_validation_tokens": most}
     changes["optimizer"] = {"warmup_steps": min(drafted.optimizer.warmup_steps, num_steps // 10)}
     return _changed(base, changes), speed
 

@@ -151,6 +151,13 @@ DANGEROUS = {
 }
 
 
+def test_data_prep_does_not_know_its_own_name() -> None:
+    """In the wheel it is audio_ct.data_prep."""
+    for path in (ROOT / "data_prep").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not any(within(each, "data_prep") for each in imports(tree)), path.name
+
+
 def test_what_could_run_code_from_a_file_stands_in_one_place() -> None:
     found: dict[str, set[str]] = {name: set() for name in DANGEROUS}
     for path in [*MODULES, *(ROOT / "data_prep").rglob("*.py")]:
