@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -14,6 +13,7 @@ import typer
 
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
+from audio_ct.launch import rank
 from audio_ct.prep import Out, Overwrite, prep
 from audio_ct.recipe_commands import recipes
 from audio_ct.track_commands import track
@@ -62,7 +62,7 @@ def main() -> None:
         if not isinstance(error, AudioCTError):
             message = f"{error.filename or 'file system'}: {error.strerror or error}; see --debug for where."
         # Of several processes of one run.
-        process = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+        process = f"process {rank()}: " if rank() else ""
         for line in message.splitlines():
             print(f"audio-ct: {process}{line}", file=sys.stderr)
         sys.exit(2)
@@ -110,12 +110,11 @@ def train(
     else:
         checked, differences = audio_ct.load_recipe(recipe, settings or []), []
     # Of several processes, one speaks.
-    is_first = os.environ.get("RANK", "0") == "0"
-    if is_first:
+    if rank() == 0:
         for line in differences:
             print(f"{checked.name}: {line}", file=sys.stderr)
     trained = audio_ct.train(checked, run_dir, resume=resume)
-    if is_first:
+    if rank() == 0:
         print(f"checkpoint: {trained}")
         next_command = f"audio-ct sample {shlex.quote(str(run_dir))}"
         print(f"trained; next: {next_command}, or audio-ct compare with others of its store")

@@ -68,10 +68,11 @@ def _acquired(folder: Path, name: str, use: str) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            # Its former owner removed the folder, which held nothing, behind our back.
-            continue
         except OSError as error:
+            # Its former owner may have removed the folder, which held nothing, behind our back.
+            if isinstance(error, FileNotFoundError) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                continue
             raise InputError(f"{name} cannot be made or written: {error.strerror}; choose a writable place.") from error
         try:
             if _is_locked(lock, name) and _is_at(path, lock):

@@ -17,7 +17,7 @@ def _group() -> None:
 
 @track.command()
 def replay(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     uri: Annotated[str | None, typer.Option(help="The store, if not the one that a run's recipe names.")] = None,
 ) -> None:
     """Send what the mlflow store of a run does not have yet, and wait for it; nothing is sent twice.

@@ -113,14 +113,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     outcomes: dict[str, Counter[str]] = {row: Counter() for row in FAULTS}
     measured: dict[str, list[str]] = {row: [] for row in FAULTS}
-    for outcome in ("passed", "failed", "error"):
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in reporter.stats.get(outcome, []):
             for row in (value for name, value in report.user_properties if name == "fault"):
                 outcomes[row][outcome] += 1
                 measured[row] += [value for name, value in report.user_properties if name == "measured"]
     fell = [row for row, counts in outcomes.items() if not counts["passed"] or counts["failed"] or counts["error"]]
-    config.stash[MATRIX] = ["| fault | tests | measured | |", "|---|---|---|---|"] + [
-        f"| {row} | {counts['passed']} | {'; '.join(measured[row])} | {'FELL' if row in fell else 'held'} |"
+    config.stash[MATRIX] = ["| fault | tests | skipped | measured | |", "|---|---|---|---|---|"] + [
+        f"| {row} | {counts['passed']} | {counts['skipped']} | {'; '.join(measured[row])} | "
+        f"{'FELL' if row in fell else 'held'} |"
         for row, counts in outcomes.items()
     ]
     config.stash[MATRIX].append(f"{len(FAULTS) - len(fell)} rows held, {len(fell)} fell")

@@ -16,12 +16,13 @@ from audio_ct import locks
 from audio_ct.errors import InputError
 from audio_ct.locks import LOCK_FILE, clear, hold
 
+pytestmark = pytest.mark.fault("two at once")
+
 PROGRAM = """
 import sys
 from pathlib import Path
 from audio_ct.locks import hold
 
-pytestmark = pytest.mark.fault("two at once")
 with hold(Path(sys.argv[1]), name="it"):
     Path(sys.argv[1], "work").write_text("begun")
     print("held", flush=True)
@@ -127,3 +128,12 @@ def test_places_that_cannot_be_held(
     assert caplog.messages == [
         "--run-dir 'drive' cannot be locked there (No locks available); let no other process write to it"
     ]
+
+
+def test_a_place_where_no_folder_can_be_is_refused_in_time() -> None:
+    """There, making a folder says that the file is not found."""
+    place = Path("/proc/no-such-place")
+    if not place.parent.is_dir():
+        pytest.skip("no /proc here")
+    with pytest.raises(InputError, match="cannot be made or written"), hold(place, name="--run-dir"):
+        pass

@@ -12,8 +12,10 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from audio_ct import checkpoint
 from audio_ct.errors import NotFiniteError
@@ -70,18 +72,22 @@ def train(
         memory_explained(run),
     ):
         model, lanes, figures = run.model, run.lanes, run.figures
-        forward = processes.averaging(torch.compile(model) if training.compile else model)
+        # One machine may take minutes longer to get here than another.
+        processes.wait_for_all()
+        compiled = cast(nn.Module, torch.compile(model)) if training.compile else model
+        forward = processes.data_parallel(compiled)
         # Where a signal stopped the run, a validation that was due has not been made.
         if not run.is_validated and _is_due(training.evaluate_every_windows, run, since=_updated_before(run)):
             _save(run, _validate(run, tracker, validate))
-        while not run.is_done and not processes.any(stop.asked > 0):
+        is_stopped = False
+        while not run.is_done and not is_stopped:
             updated_at, every = run.step, update_every(training.update_every, run.step)
             # Never left between these windows: the gradient so far would be in no checkpoint.
             for num_windows in range(1, every + 1):
                 began = time.perf_counter()
                 inputs, targets = lanes.read(run.step)
                 model.train()
-                with processes.adding_up(forward, is_last=num_windows == every):
+                with processes.accumulating(forward, is_last=num_windows == every):
                     with torch.autocast(lanes.device.type, precision, enabled=precision != torch.float32):
                         output = forward(inputs, lanes.state)
                     loss = model.head.nats(output.logits, targets).mean()
@@ -102,7 +108,8 @@ def train(
                 progress.update(run.step)
 
             # Whoever sent a signal may not wait: no validation and no samples before the checkpoint.
-            if not run.is_done and processes.any(stop.asked > 0):
+            is_stopped = processes.any_process(stop.asked > 0)
+            if is_stopped and not run.is_done:
                 break
             validation_bits = None
             if _is_due(training.evaluate_every_windows, run, since=updated_at):
@@ -115,8 +122,8 @@ def train(
                     logger.info("step %d: making samples", run.step)
                     for path in make_samples(recipe, run.published, run.store, run.step, run_folder / "samples"):
                         tracker.log_artifact(path, "samples")
-                processes.wait_for_first()
-        if processes.any(stop.asked > 0):
+                processes.wait_for_all()
+        if is_stopped or processes.any_process(stop.asked > 0):
             if run.saved_at < run.step:
                 _save(run)
             raise KeyboardInterrupt
@@ -229,7 +236,7 @@ def _validate(run: Run, tracker: Tracker | None, validate: Validate) -> float | 
     if tracker is not None:
         tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
         logger.info("step %d: validation %.4f bits per %s", run.step, bits, run.store.codec.unit)
-    run.processes.wait_for_first()
+    run.processes.wait_for_all()
     return bits
 
 

@@ -85,8 +85,8 @@ class MlflowRun:
             self._note()
 
     def send(self) -> None:
-        """Send all that the record holds now and the run does not, events first."""
-        while self._send_event() or self._send_lines():
+        """Send all that the record holds now and the run does not; metrics first, for a file may fail for ever."""
+        while self._send_lines() or self._send_event():
             pass
 
     def log_now(self, metrics: Mapping[str, float], *, milliseconds: int) -> None:

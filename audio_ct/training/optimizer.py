@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import OptimizerRecipe
+from audio_ct.training.processes import Processes
 
 # Updates that a GPU may be behind before their answer is waited for: by then it is there.
 BEHIND = 2
@@ -61,20 +62,34 @@ def own_share(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return share
 
 
-def whole_state(optimizer: torch.optim.Optimizer, *, is_first: bool) -> dict[int, Any]:
+def whole_state(optimizer: torch.optim.Optimizer, processes: Processes) -> dict[int, dict[str, Tensor]]:
     """An optimizer's state by the number of the parameter; sharded, it comes together in the first process alone."""
-    if own_share(optimizer) is not optimizer:
-        optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
-        if not is_first:
-            return {}
-    state: dict[int, Any] = optimizer.state_dict()["state"]
-    return state
+    state, parameters = own_share(optimizer).state, _parameters(optimizer)
+    entries = [dict(state.get(parameter, {})) for parameter in parameters]
+    collected = processes.collected(entries, [parameter.shape for parameter in parameters])
+    return {number: entry for number, entry in enumerate(collected) if entry}
 
 
-def load_whole_state(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
-    """Load what `whole_state` gave, here or with another number of processes; the groups' settings stay."""
-    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+def load_whole_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Load what `whole_state` gave, here or with another number of processes.
+
+    Raises:
+        ValueError: if it is of other parameters.
+    """
+    own = own_share(optimizer)
+    parameters = {id(parameter) for parameter in _parameters(own)}
+    own.state.clear()
+    for number, parameter in enumerate(_parameters(optimizer)):
+        entry = state.get(number, {})
+        if any(entry[name].shape != parameter.shape for name in entry if name != "step"):
+            raise ValueError("the optimizer's running means are of other parameters")
+        if entry and id(parameter) in parameters:
+            # The fused kernel wants the number of steps on the device too.
+            own.state[parameter] = {name: tensor.to(parameter.device, copy=True) for name, tensor in entry.items()}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def judged(norms: Tensor, typical_norm: Tensor, *, spike_factor: float) -> tuple[Tensor, Tensor]:

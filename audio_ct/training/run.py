@@ -22,8 +22,8 @@ from audio_ct.recipe import Recipe
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training.figures import Figures, to_tensor
-from audio_ct.training.optimizer import Verdicts, load_whole_state, own_share, whole_state
-from audio_ct.training.processes import Processes
+from audio_ct.training.optimizer import Verdicts, load_whole_state, whole_state
+from audio_ct.training.processes import MOMENTS, Processes
 
 logger = logging.getLogger("audio_ct")
 
@@ -120,13 +120,14 @@ def save(run: Run, validation_bits: float | None = None) -> None:
     """
     processes, figures = run.processes, run.figures
     state = processes.all_lanes(run.lanes.state)
-    optimizer = whole_state(run.optimizer, is_first=processes.is_first)
+    optimizer = whole_state(run.optimizer, processes)
+    # From here on all have the mean over the processes, as those have that resume from it.
     figures.sums = processes.means(figures.sums)
     if processes.is_first:
         _write(run, state, optimizer, validation_bits)
     run.saved_at = run.step
     # Nobody goes on, or ends, before it is written.
-    processes.wait_for_first()
+    processes.wait_for_all()
 
 
 def _write(run: Run, state: State, optimizer: dict[int, State], validation_bits: float | None) -> None:
@@ -222,7 +223,7 @@ def newest_checkpoint(folder: Path, processes: Processes, *, resume: bool) -> Ch
         raise InputError(f"--run-dir {str(folder)!r} already holds a run; add --resume or name another folder.")
     loaded = checkpoint.load(checkpoint.find(folder, "newest")) if has_checkpoints else None
     step = -1 if loaded is None else loaded.manifest.step
-    if (first := processes.of_first(step)) != step:
+    if (first := processes.from_first(step)) != step:
         raise InputError(
             f"--run-dir {str(folder)!r} has its newest checkpoint at step {step} for process {processes.rank}, at step "
             f"{first} for the first; it must be one folder that all machines see."
@@ -245,7 +246,7 @@ def restore(run: Run, loaded: Checkpoint) -> None:
         if "cuda" in training["random"] and lanes.device.type == "cuda":
             torch.cuda.set_rng_state(training["random"]["cuda"])
         run.figures = Figures.from_tensors(training["figures"], lanes.device)
-        num_lanes, own = run.recipe.training.batch_size, run.processes.share(run.recipe.training.batch_size)
+        num_lanes, own = run.recipe.training.batch_size, run.processes.own_lanes(run.recipe.training.batch_size)
         if any(len(tensor) != num_lanes for tensor in flatten(loaded.state).values()):
             raise ValueError("there are other lanes")
         state = map_state(lambda tensor: tensor[own.start : own.stop].to(lanes.device), loaded.state)
@@ -270,10 +271,9 @@ def _restore_weights(run: Run, loaded: Checkpoint) -> None:
         if not (all_finite(run.published) and all_finite(run.model)):
             raise ValueError("weights are not finite")
         entries = {int(index): dict(values) for index, values in training.get("optimizer", {}).items()}
+        if not all(entry.keys() == set(MOMENTS) for entry in entries.values()):
+            raise ValueError("the optimizer's running means are missing")
         load_whole_state(run.optimizer, entries)
-        for parameter, moments in own_share(run.optimizer).state.items():
-            if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-                raise ValueError("the optimizer's running means are of other parameters")
         run.scaler.load_state_dict({name: value.item() for name, value in training.get("scaler", {}).items()})
 
 

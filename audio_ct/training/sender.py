@@ -12,7 +12,8 @@ from audio_ct.training.mlflow_run import MlflowRun
 from audio_ct.training.mlflow_store import as_line, without_password
 
 POLL_SECONDS = 1.0
-CLOSING_SECONDS = 30.0
+# torchrun gives a process that it stops 30 seconds in all.
+CLOSING_SECONDS = 15.0
 SYSTEM_METRICS_SECONDS = 10.0
 MAX_RETRY_SECONDS = 60.0
 

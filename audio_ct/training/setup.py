@@ -74,7 +74,7 @@ def begin(recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -
         DamagedError: if the checkpoint does not fit its recipe.
     """
     refuse_passwords(recipe)
-    own_lanes = processes.share(recipe.training.batch_size)
+    own_lanes = processes.own_lanes(recipe.training.batch_size)
     loaded = newest_checkpoint(folder, processes, resume=resume)
     store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
     # What is elsewhere is verified shard by shard, as it is fetched.
@@ -186,7 +186,7 @@ def _refuse_too_large(recipe: Recipe, vocabulary_size: int, processes: Processes
     training = recipe.training
     parts = least_bytes(
         outline(recipe.model, vocabulary_size),
-        batch_size=len(processes.share(training.batch_size)),
+        batch_size=len(processes.own_lanes(training.batch_size)),
         window_length=training.window_length,
         copies=COPIES - 2 * (training.shard_optimizer and processes.size > 1) + (training.average_decay > 0),
         activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,

@@ -42,6 +42,7 @@ training:
   window_length: 32
   max_tokens: 6400
   precision: float32
+  update_every: {{0: 2}}
   reset_every_windows: 7
   log_every_windows: 10
   checkpoint_every_windows: 10
@@ -108,8 +109,12 @@ def assert_same_run(one: Path, many: Path) -> list[float]:
     assert max(losses) < 1e-5
     assert a.state is not None
     assert b.state is not None
-    for name, tensor in (flatten(a.state) | a.weights).items():
-        torch.testing.assert_close(tensor, (flatten(b.state) | b.weights)[name], atol=1e-4, rtol=0, msg=name)
+    assert a.training is not None
+    assert b.training is not None
+    content = [flatten(each.state) | each.weights | flatten(each.training["optimizer"]) for each in (a, b)]
+    assert content[0].keys() == content[1].keys()
+    for name, tensor in content[0].items():
+        torch.testing.assert_close(tensor, content[1][name], atol=1e-4, rtol=0, msg=name)
     return losses
 
 
@@ -181,9 +186,12 @@ def test_a_worker_that_hangs_ends_all_within_the_timeout(recipe_path: Path, tmp_
     run = tmp_path / "run"
     process = start(2, recipe_path, "--run-dir", run, *ENDLESS, "--set", "training.timeout_seconds=3")
     wait_for(lambda: has_reached(run, 20), process)
+    began = time.monotonic()
     os.kill(workers_of(process)[1], signal.SIGSTOP)
     said = finish(process, status=1)
-    assert "process 0 of 2: another process has ended or did not answer within training.timeout_seconds=3" in said
+    assert "did not answer within training.timeout_seconds=3; checkpoints are intact" in said
+    # torchrun gives the stopped one 30 seconds to end.
+    assert time.monotonic() - began < 60
     assert newest(run).manifest.step >= 10
 
 
@@ -204,17 +212,18 @@ def test_torchrun_starts_all_of_them_again(recipe_path: Path, tmp_path: Path) ->
 @pytest.mark.fault("signals")
 def test_a_signal_to_torchrun_stops_after_a_window_with_a_checkpoint(recipe_path: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(2, recipe_path, "--run-dir", run, "--set", "training.checkpoint_every_windows=1000000")
+    process = start(2, recipe_path, "--run-dir", run, *ENDLESS, "--set", "training.checkpoint_every_windows=1000000")
     wait_for(lambda: has_reached(run, 10), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    said = finish(process, status=1)
+    assert "stopping after this window and a checkpoint" in said
+    # There is no other checkpoint.
     assert newest(run).manifest.step >= 10
 
 
 def test_lanes_are_split_evenly_or_refused() -> None:
     device = torch.device("cpu")
-    shares = [Processes(rank, 3, device).share(6) for rank in range(3)]
+    shares = [Processes(rank, 3, device).own_lanes(6) for rank in range(3)]
     assert shares == [range(2), range(2, 4), range(4, 6)]
     with pytest.raises(InputError, match=r"training.batch_size=4 must be a multiple of the 3 processes.*try 6"):
-        Processes(0, 3, device).share(4)
+        Processes(0, 3, device).own_lanes(4)
