@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from audio_ct.device import memory_bytes
+from audio_ct.device import choose_device, memory_bytes
 from audio_ct.models.build import build_model
-from audio_ct.models.footprint import GIB, least_bytes, outline
+from audio_ct.models.footprint import GIB, outline
 from audio_ct.models.settings import ModelSettings, WaveNetSettings
 from audio_ct.models.token_model import num_parameters
 from audio_ct.recipe import Recipe
 from audio_ct.training.optimizer import clip_gradients, make_optimizer
-from audio_ct.training.run import COPIES
+from audio_ct.training.processes import Processes
+from audio_ct.training.run import training_bytes
 
 # Timing ends after so many windows, or so long.
 TIMED_WINDOWS = 6
@@ -37,14 +38,8 @@ class Estimate:
 
 def estimate(recipe: Recipe, vocabulary_size: int) -> Estimate:
     """Count parameters and memory from the shapes of a recipe's model; nothing is built."""
-    training, model = recipe.training, outline(recipe.model, vocabulary_size)
-    parts = least_bytes(
-        model,
-        batch_size=training.batch_size,
-        window_length=training.window_length,
-        copies=COPIES + (training.average_decay > 0),
-        activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,
-    )
+    model = outline(recipe.model, vocabulary_size)
+    parts = training_bytes(model, recipe.training, Processes(rank=0, size=1, device=choose_device()))
     return Estimate(num_parameters(model), sum(parts.values()))
 
 

@@ -14,11 +14,11 @@ from audio_ct import __version__, checkpoint
 from audio_ct.checkpoint import Checkpoint
 from audio_ct.device import memory_bytes
 from audio_ct.errors import AudioCTError, DamagedError, InputError
-from audio_ct.models.footprint import GIB
+from audio_ct.models.footprint import GIB, least_bytes
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import TokenModel, all_finite, num_parameters
 from audio_ct.provenance import commit
-from audio_ct.recipe import Recipe
+from audio_ct.recipe import Recipe, TrainingRecipe
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training.figures import Figures, to_tensor
@@ -111,6 +111,24 @@ class Run:
     def tokens_per_second(self) -> float | None:
         """Samples trained per second of the wall clock, without validation, sampling and checkpoints."""
         return self.tokens / self.figures.seconds if self.figures.seconds else None
+
+
+def training_bytes(model: TokenModel, training: TrainingRecipe, processes: Processes) -> dict[str, int]:
+    """Count the memory that training takes at the least in one of its processes, by parts; see `least_bytes`.
+
+    Args:
+        model: its outline.
+        training: the recipe's section.
+        processes: of the run.
+    """
+    is_sharded = training.shard_optimizer and processes.size > 1
+    return least_bytes(
+        model,
+        batch_size=len(processes.own_lanes(training.batch_size)),
+        window_length=training.window_length,
+        copies=COPIES - 2 * is_sharded + (training.average_decay > 0),
+        activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,
+    )
 
 
 def save(run: Run, validation_bits: float | None = None) -> None:

@@ -12,7 +12,7 @@ from audio_ct.durable import write_whole
 from audio_ct.errors import InputError, MissingError
 from audio_ct.locks import hold
 from audio_ct.models.build import build_model
-from audio_ct.models.footprint import least_bytes, outline, refuse_too_large
+from audio_ct.models.footprint import outline, refuse_too_large
 from audio_ct.models.token_model import num_parameters
 from audio_ct.provenance import commit
 from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
@@ -24,7 +24,7 @@ from audio_ct.training.averaging import averaged
 from audio_ct.training.figures import Figures
 from audio_ct.training.optimizer import make_optimizer
 from audio_ct.training.processes import Processes
-from audio_ct.training.run import COPIES, Lanes, Run, newest_checkpoint, restore
+from audio_ct.training.run import Lanes, Run, newest_checkpoint, restore, training_bytes
 from audio_ct.training.tracking import Tracker
 
 # The keys that a resumed run may change: nothing that the next window depends on, except how long the run is.
@@ -104,7 +104,7 @@ def begin(recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -
         reset_every_windows=training.reset_every_windows,
         own_lanes=own_lanes,
     )
-    _refuse_too_large(recipe, store.vocabulary_size, processes)
+    refuse_too_large(training_bytes(outline(recipe.model, store.vocabulary_size), training, processes), device)
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, store.vocabulary_size).to(device)
     model.recompute_activations = training.recompute_activations
@@ -180,15 +180,3 @@ def _refuse_waveform_parts_for_bytes(recipe: Recipe, store: TokenStore) -> None:
             f"model.output='mixture_of_logistics' is about amplitudes, and corpus.store={recipe.corpus.store!r} holds "
             "bytes; use softmax (--set model.output=softmax)."
         )
-
-
-def _refuse_too_large(recipe: Recipe, vocabulary_size: int, processes: Processes) -> None:
-    training = recipe.training
-    parts = least_bytes(
-        outline(recipe.model, vocabulary_size),
-        batch_size=len(processes.own_lanes(training.batch_size)),
-        window_length=training.window_length,
-        copies=COPIES - 2 * (training.shard_optimizer and processes.size > 1) + (training.average_decay > 0),
-        activation_bytes=0 if training.recompute_activations else getattr(torch, training.precision).itemsize,
-    )
-    refuse_too_large(parts, processes.device)
