@@ -4,8 +4,8 @@
 
 Measured: the same lanes shared by more processes, one thread each, over gloo. Computed: a step on N GPUs takes the time
 of its lanes, as many on each, and then, hidden behind nothing, an all-reduce in a ring, in which each GPU sends and
-receives 2 (N - 1) / N times the gradient. That is the worst case: without `training.compile`, DistributedDataParallel
-sends the gradients of later layers while those of earlier ones are computed.
+receives 2 (N - 1) / N times the gradient. That is the worst case: DistributedDataParallel sends the gradients of later
+layers while those of earlier ones are computed.
 
 Source of the ring: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
 """
