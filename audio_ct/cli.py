@@ -68,6 +68,9 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as end:
+        # 1 is Typer's own for a signal that came in the middle of answering another.
+        sys.exit(130 if end.code == 1 else end.code)
 
 
 def _version(wanted: bool) -> None:

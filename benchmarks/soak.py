@@ -3,11 +3,13 @@
     python -m benchmarks.soak recipes/demo/compressive_transformer.yaml --minutes 30 --out soak.json
 
 A round resumes the run, trains some more windows, tracked in mlflow, scores a part of the validation split and makes a
-sample. After each round the process's memory, open files and threads are counted. The first quarter of the rounds warms
-up; growth is the slope of a straight line through the rest, from its first round to its last.
+sample. After each round, once glibc has given back what is free, memory, open files and threads are counted.
+The first half of the rounds warms up; growth is the slope of a straight line through the rest, from its first round to
+its last.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -79,6 +81,8 @@ def _lengthened(path: Path, settings: Sequence[str], *, rounds: int) -> Recipe:
 def count() -> dict[str, float]:
     """What the process holds now: memory in MiB, open files, threads."""
     gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     process = psutil.Process()
     on_gpu = {"gpu_mib": torch.cuda.memory_allocated() / MIB} if torch.cuda.is_available() else {}
     return {
@@ -90,8 +94,8 @@ def count() -> dict[str, float]:
 
 
 def growth(counts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """By how much each count grew over the rounds after the first quarter, and how many those are."""
-    rest = counts[len(counts) // 4 :]
+    """By how much each count grew over the second half of the rounds, and how many those are."""
+    rest = counts[len(counts) // 2 :]
     names = [name for name in rest[0] if name != "seconds"]
     slopes = {name: float(np.polyfit(range(len(rest)), [each[name] for each in rest], 1)[0]) for name in names}
     return {"rounds": len(rest)} | {name: round(slope * (len(rest) - 1), 3) for name, slope in slopes.items()}

@@ -40,7 +40,9 @@ def test_nothing_grows(
 
 @pytest.mark.parametrize("leak", ["memory_mib", "open_files", "threads", "gpu_mib"])
 def test_what_grows_is_noticed(leak: str) -> None:
-    warm_up = [{"seconds": 1.0, "memory_mib": 100.0 * i, "open_files": i, "threads": 1, "gpu_mib": 0.0} for i in (1, 2)]
+    warm_up = [
+        {"seconds": 1.0, "memory_mib": 100.0 * i, "open_files": i, "threads": 1, "gpu_mib": 0.0} for i in range(6)
+    ]
     steady = [dict(warm_up[-1]) for _ in range(6)]
     assert has_not_grown(growth(warm_up + steady))
     assert not has_not_grown(growth(warm_up + [each | {leak: each[leak] + i} for i, each in enumerate(steady)]))
