@@ -7,19 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import describe, growth, has_not_grown, soak
+from tests.faults.runs import COMPRESSIVE
 
 RECIPE = """
 name: tiny
 corpus: {{store: {store}, clip_seconds: 0.1}}
-model:
-  kind: compressive_transformer
-  num_layers: 1
-  d_model: 16
-  num_heads: 2
-  d_ff: 32
-  segment_length: 16
-  memory_length: 16
-  compressed_memory_length: 8
+model: {model}
 optimizer: {{learning_rate: 1e-3}}
 training: {{batch_size: 2, window_length: 32, max_tokens: 1, precision: float32, checkpoint_every_windows: 5}}
 evaluation: {{batch_size: 2, window_length: 4096, cold_start_samples: 16}}
@@ -31,7 +24,7 @@ def test_nothing_grows(
     store_path: Path, tmp_path: Path, times: Callable[[int, int], int], measured: Callable[[str], None]
 ) -> None:
     path, minutes = tmp_path / "recipe.yaml", times(0, 5)
-    path.write_text(RECIPE.format(store=json.dumps(str(store_path))))
+    path.write_text(RECIPE.format(store=json.dumps(str(store_path)), model=COMPRESSIVE))
     found = growth(soak(path, [f"tracking.enabled={minutes > 0}"], tmp_path, minutes=minutes))
     # In a few rounds an allocator may still ask for a page.
     assert has_not_grown(found if minutes else found | {"memory_mib": 0.0}), describe(found)

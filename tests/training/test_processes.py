@@ -19,6 +19,7 @@ from audio_ct.errors import InputError
 from audio_ct.models.stage import flatten
 from audio_ct.record import read_record
 from audio_ct.training.processes import Processes
+from tests.training.test_loop import COMPRESSIVE
 
 # Of two windows each.
 UPDATES = 50
@@ -27,17 +28,7 @@ ENDLESS = ("--set", "training.max_tokens=1000000000", "--set", "training.evaluat
 RECIPE = """
 name: tiny
 corpus: {{store: {store}}}
-model:
-  kind: compressive_transformer
-  num_layers: 2
-  d_model: 16
-  num_heads: 2
-  d_ff: 32
-  segment_length: 16
-  memory_length: 16
-  compressed_memory_length: 8
-  front_dilations: [1, 2]
-  linear_prediction: {{order: 4, windows: [50, 20], frame_length: 8}}
+model: {model}
 optimizer: {{learning_rate: 1e-3, warmup_steps: 3, weight_decay: 0.01}}
 training:
   batch_size: 4
@@ -56,7 +47,7 @@ tracking: {{enabled: false}}
 @pytest.fixture
 def recipe_path(store_path: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(store=json.dumps(str(store_path))))
+    path.write_text(RECIPE.format(store=json.dumps(str(store_path)), model=COMPRESSIVE))
     return path
 
 
