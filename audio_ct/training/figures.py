@@ -1,7 +1,7 @@
 """The running figures of training, which checkpoints keep to the last digit."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -62,11 +62,11 @@ class Figures:
 
     @classmethod
     def from_tensors(cls, tensors: State, device: torch.device) -> "Figures":
-        """The figures of a checkpoint."""
+        """The figures of a checkpoint; those that its version did not know begin anew."""
         sums = {name: total.to(device) for name, total in tensors.get("sums", {}).items()}
-        norms = {name: tensors[name].to(device) for name in ("gradient_norm", "typical_norm")}
-        rest = {name: tensor.item() for name, tensor in tensors.items() if name != "sums" and name not in norms}
-        return cls(sums=sums, **norms, **rest)
+        known = {each.name: tensors[each.name] for each in fields(cls) if each.name != "sums" and each.name in tensors}
+        norms = {name: known.pop(name).to(device) for name in ("gradient_norm", "typical_norm") if name in known}
+        return cls(sums=sums, **norms, **{name: tensor.item() for name, tensor in known.items()})
 
 
 def to_tensor(number: float | Tensor) -> Tensor:
