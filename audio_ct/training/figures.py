@@ -65,7 +65,8 @@ class Figures:
         """The figures of a checkpoint; those that its version did not know begin anew."""
         sums = {name: total.to(device) for name, total in tensors.get("sums", {}).items()}
         known = {each.name: tensors[each.name] for each in fields(cls) if each.name != "sums" and each.name in tensors}
-        norms = {name: known.pop(name).to(device) for name in ("gradient_norm", "typical_norm") if name in known}
+        unknown = torch.tensor(math.nan)
+        norms = {name: known.pop(name, unknown).to(device) for name in ("gradient_norm", "typical_norm")}
         return cls(sums=sums, **norms, **{name: tensor.item() for name, tensor in known.items()})
 
 
