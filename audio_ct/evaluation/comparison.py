@@ -123,6 +123,7 @@ def compare(
         comparison = {
             "title": title,
             "split": split,
+            "seed": seed,
             "store": opened.name,
             "store_digest": opened.digest,
             "tokens": int(results[0].tokens.sum()),

@@ -58,18 +58,14 @@ def hear(waveform: np.ndarray, sample_rate_hz: int) -> Heard:
     """Measure a waveform [num_samples] of one sample or more; samples that aren't finite count as silence."""
     warnings = check(waveform, sample_rate_hz)
     waveform = np.nan_to_num(waveform.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    frames_dbfs = _frames_dbfs(waveform, sample_rate_hz)
+    of_frames_hz, frames_dbfs = contours(waveform, sample_rate_hz)
     active = frames_dbfs > ACTIVE_DBFS
-    f0_hz = np.zeros(0)
-    if active.any():
-        of_frames_hz, voiced = pitch(waveform, sample_rate_hz, hop_seconds=HOP_SECONDS)
-        f0_hz = of_frames_hz[: active.size][voiced[: active.size] & active]
     depth, peak_hz = _modulation(frames_dbfs) if active.any() else (np.nan, np.nan)
     level = levels(waveform, sample_rate_hz)
     return Heard(
         num_frames=active.size,
         num_active=int(active.sum()),
-        f0_hz=f0_hz,
+        f0_hz=of_frames_hz[np.isfinite(of_frames_hz)],
         level_dbfs=float(decibels(np.mean(10 ** (frames_dbfs[active] / 10)))) if active.any() else np.nan,
         pauses_seconds=_pauses_seconds(active),
         modulation_depth=depth,
@@ -118,12 +114,31 @@ def figures(heard: Sequence[Heard], reference: Sequence[Heard]) -> Figures:
     }
 
 
-def _frames_dbfs(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Level of frames of 30 ms around the centres of the pitch's frames, in dB of full scale [num_frames]."""
+def contours(
+    waveform: np.ndarray, sample_rate_hz: int, *, hop_seconds: float = HOP_SECONDS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pitch and level of a waveform over time.
+
+    Args:
+        waveform: [num_samples] float64, finite, of one sample or more.
+        sample_rate_hz: its sample rate.
+        hop_seconds: time between two frames; the first one's centre is the first sample.
+
+    Returns:
+        f0_hz [num_frames], NaN for frames that have no pitch or are not above -45 dBFS, and the level of 30 ms around
+        the same centres, in dB of full scale [num_frames].
+    """
     half = round(FRAME_SECONDS * sample_rate_hz / 2)
     total = np.concatenate([[0.0], np.cumsum(np.pad(waveform, half) ** 2)])
-    begins = np.arange(0, waveform.size + 1, round(HOP_SECONDS * sample_rate_hz))
-    return decibels((total[begins + 2 * half] - total[begins]) / (2 * half))
+    begins = np.arange(0, waveform.size + 1, round(hop_seconds * sample_rate_hz))
+    frames_dbfs = decibels((total[begins + 2 * half] - total[begins]) / (2 * half))
+    active = frames_dbfs > ACTIVE_DBFS
+    f0_hz = np.full(active.size, np.nan)
+    if active.any():
+        estimated_hz, voiced = pitch(waveform, sample_rate_hz, hop_seconds=hop_seconds)
+        known = voiced[: active.size] & active
+        f0_hz[known] = estimated_hz[: active.size][known]
+    return f0_hz, frames_dbfs
 
 
 def _pauses_seconds(active: np.ndarray) -> list[float]:

@@ -165,7 +165,13 @@ def hearing_table(
         notes.append(_add_copying(rows, ranges, TrainingSpeech(store, codec, seed=seed), held_out, seed))
     for row in rows:
         if row["kind"] in GENERATED_KINDS:
-            row["verdict"] = verdict(row["figures"], ranges, real=rows[0]["figures"], scrambled=rows[1]["figures"])
+            row["verdict"] = verdict(
+                row["figures"],
+                ranges,
+                real=rows[0]["figures"],
+                scrambled=rows[1]["figures"],
+                failed=fails_checks(row["warnings"]),
+            )
             if num < MIN_SET:
                 row["verdict"] += f" Few waveforms can hide much: there are {num}."
     return {
@@ -186,15 +192,28 @@ def within(value: float | None, ends: Sequence[float | None]) -> bool:
     )
 
 
-def verdict(of_model: Figures, ranges: Mapping[str, Ends], *, real: Figures, scrambled: Figures) -> str:
-    """How far from speech a model is: the figures that are out of real speech's range, and its Fréchet distance."""
+def fails_checks(warnings: Sequence[Sequence[str]]) -> bool:
+    """Whether half or more of a model's waveforms have a warning; such a model is called best or near in nothing."""
+    return 2 * sum(bool(each) for each in warnings) >= len(warnings)
+
+
+def verdict(
+    of_model: Figures, ranges: Mapping[str, Ends], *, real: Figures, scrambled: Figures, failed: bool = False
+) -> str:
+    """How far from speech a model is: the figures that are out of real speech's range, and its Fréchet distance.
+
+    What has `failed` the checks, such as silence, is not called near to speech.
+    """
     off = [FIGURES[key][0] for key, ends in ranges.items() if not within(of_model[key], ends)]
     text = f"{len(ranges) - len(off)} of {len(ranges)} figures are within the range of real speech"
     text += f"; not so: {', '.join(off)}." if off else "."
     if "frechet" in ranges:
         side = "nearer to speech than" if of_model["frechet"] < scrambled["frechet"] else "no nearer to speech than"
         times = of_model["frechet"] / max(real["frechet"], 1e-9)
-        text += f" Its Fréchet distance is {times:.1f} times that of other real speech: {side} phase-scrambled speech."
+        text += f" Its Fréchet distance is {times:.1f} times that of other real speech"
+        text += "." if failed else f": {side} phase-scrambled speech."
+    if failed:
+        text += " Half or more of its waveforms fail the checks, so it is not called near to speech in anything."
     return text
 
 

@@ -134,11 +134,13 @@ def _gain_figure(found: dict[str, Any]) -> Figure:
         for at, (other, groups) in enumerate(gains.items()):
             # All gains are of the same samples, so that they have the same groups.
             values = np.array([row["gain"] for row in groups[by]])
-            low, high = np.array([row["interval"] or (row["gain"], row["gain"]) for row in groups[by]]).T
+            # No bar where an interval is unknown, as that of a single recording is.
+            low, high = np.array([row["interval"] or (np.nan, np.nan) for row in groups[by]], dtype=np.float64).T
             # Percentiles of resampled gains may all lie on one side of the gain.
             errors = np.maximum([values - low, high - values], 0)
             axes.bar(np.arange(len(values)) + at * width, values, width, yerr=errors, capsize=2, label=f"over {other}")
-        names = [row["name"] for row in next(iter(gains.values()))[by]]
+        rows = next(iter(gains.values()))[by]
+        names = [row["name"] if row["interval"] else f"{row['name']}\n(interval unknown)" for row in rows]
         axes.set_xticks(np.arange(len(names)) + 0.4 - 0.4 / len(gains))
         axes.set_xticklabels(names, rotation=25, ha="right", fontsize=8)
         axes.axhline(0, color="black", linewidth=0.8)

@@ -1,7 +1,5 @@
 """The comparison page: figures, curves and players of several models in one HTML file that needs nothing else."""
 
-import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import librosa
-import matplotlib
 import numpy as np
-import soundfile
-from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from audio_ct.audio.spectrogram import COLOUR_MAP, COLOUR_RANGE_DB, mel_db
 from audio_ct.durable import write_whole
-from audio_ct.evaluation.hearing_table import GENERATED_KINDS, within
+from audio_ct.evaluation.blind import Sound, draw_pairs
+from audio_ct.evaluation.hearing_table import GENERATED_KINDS, fails_checks, within
+from audio_ct.evaluation.players import Players
 
 REFERENCE_LABELS = {
     "uniform": "Uniform",
@@ -44,7 +39,8 @@ HEARING_COLUMNS = (
     ("From training, copied", (("nearest_db", "dB", 1, 1), ("copied", "%", 100, 1))),
 )
 
-# Columns of the table of models whose best figure is bold, and the function that picks it.
+# Columns of the table of models whose best figure is bold, and the function that picks it. What fails the checks by ear
+# is never bold.
 BEST_OF = {
     "bits_per_sample": min,
     "cold_start_bits_per_sample": min,
@@ -69,14 +65,22 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
     it begins with. Returns the path of index.html.
     """
     plain = _plain(comparison)
-    pictures = _Pictures(comparison)
+    pictures = Players(comparison)
+    of_models = [row for row in plain["hearing"]["rows"] if row["kind"] == "model"]
     models = [
-        {**model, "index": index % NUM_COLOURS, "interval": _known(model["interval"])}
-        for index, model in enumerate(plain["models"])
+        {
+            **model,
+            "index": index % NUM_COLOURS,
+            "interval": _known(model["interval"]),
+            "failed": sum(bool(warnings) for warnings in row["warnings"]),
+            "heard": len(row["warnings"]),
+            "fails_checks": fails_checks(row["warnings"]),
+        }
+        for index, (model, row) in enumerate(zip(plain["models"], of_models, strict=True))
     ]
-    for model, source in zip(models, comparison["models"], strict=True):
-        model["players"] = [pictures.player(sample) for sample in source["samples"]]
-        model["continuations"] = [pictures.player(sample) for sample in source["continuations"]]
+    for place, (model, source) in enumerate(zip(models, comparison["models"], strict=True)):
+        model["players"] = _players(pictures, source["samples"], f"m{place}")
+        model["continuations"] = _players(pictures, source["continuations"], f"c{place}")
     ranked = sorted(models, key=lambda model: model["bits_per_sample"])
     differences = [{**difference, "interval": _known(difference["interval"])} for difference in plain["differences"]]
     lines = {REFERENCE_LABELS[key]: bits for key, bits in plain["reference_lines"].items() if bits is not None}
@@ -95,7 +99,13 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
         curves=_curves(models, plain["reference_lines"]["unigram"]),
         hearing=_hearing(plain["hearing"], models),
         hardest=_hardest_recordings(ranked),
-        real_players=[pictures.player(sample) for sample in comparison["real"]["samples"]],
+        real_players=_players(pictures, comparison["real"]["samples"], "r"),
+        blind=draw_pairs(
+            _sounds(comparison["real"]["samples"], "r", None),
+            [_sounds(model["samples"], f"m{place}", model["name"]) for place, model in enumerate(comparison["models"])],
+            sample_rate_hz=pictures.sample_rate_hz,
+            seed=comparison["seed"],
+        ),
         pictures=pictures,
         best={key: _best(models, key) for key in BEST_OF},
     )
@@ -106,51 +116,15 @@ def write_page(comparison: Mapping[str, Any], out: Path) -> Path:
     return out / "index.html"
 
 
-class _Pictures:
-    """Spectrograms of all samples on one colour scale, and the players that stand beneath them."""
+def _players(pictures: Players, samples: Rows, prefix: str) -> list[dict[str, Any]]:
+    return [pictures.player(sample, f"{prefix}-{index}") for index, sample in enumerate(samples)]
 
-    def __init__(self, comparison: Mapping[str, Any]) -> None:
-        self.sample_rate_hz = int(comparison["sample_rate_hz"])
-        rows = (comparison["real"], *comparison["models"])
-        samples = [sample for row in rows for sample in (*row["samples"], *row.get("continuations", ()))]
-        levels_db = [mel_db(_finite(sample["waveform"]), self.sample_rate_hz) for sample in samples]
-        self.highest_db = max((float(level_db.max()) for level_db in levels_db if level_db.size), default=0.0)
-        self.lowest_db = self.highest_db - COLOUR_RANGE_DB
-        stops = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, 9))
-        self.gradient = ", ".join(matplotlib.colors.to_hex(stop) for stop in stops)
-        highest_mel = librosa.hz_to_mel(self.sample_rate_hz / 2)
-        self.frequency_ticks = [
-            (f"{frequency_hz / 1000:g}", round(100 * float(librosa.hz_to_mel(frequency_hz) / highest_mel), 2))
-            for frequency_hz in (1000, 2000, 4000, 8000, 16000)
-            if frequency_hz < 0.45 * self.sample_rate_hz
-        ]
 
-    def player(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """A sample for the template: label, warnings, seconds, time ticks, sound and picture as URIs."""
-        waveform = _finite(sample["waveform"])
-        player = {"label": sample["label"], "warnings": sample["warnings"], "seconds": None, "prompt_percent": None}
-        if waveform.size == 0:
-            return player
-        seconds = waveform.size / self.sample_rate_hz
-        step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60) if seconds / step < 8), 600)
-        flac, png = io.BytesIO(), io.BytesIO()
-        soundfile.write(flac, np.clip(waveform, -1, 1), self.sample_rate_hz, format="FLAC", subtype="PCM_16")
-        level_db = mel_db(waveform, self.sample_rate_hz)
-        # An explicit origin, and rows as bands: the lowest band lies at the bottom.
-        imsave(png, level_db, cmap=COLOUR_MAP, vmin=self.lowest_db, vmax=self.highest_db, origin="lower", format="png")
-        if "prompt_seconds" in sample:
-            player["prompt_percent"] = round(100 * sample["prompt_seconds"] / seconds, 2)
-        return {
-            **player,
-            "seconds": seconds,
-            "time_ticks": [
-                (f"{time:g}", round(100 * time / seconds, 2))
-                for time in (step * k for k in range(1, 8))
-                if time < 0.96 * seconds
-            ],
-            "sound": _data_uri("audio/flac", flac),
-            "picture": _data_uri("image/png", png),
-        }
+def _sounds(samples: Rows, prefix: str, model: str | None) -> list[Sound]:
+    """Samples for pairs, by the identifiers of their players."""
+    return [
+        Sound(f"{prefix}-{index}", model, sample["label"], sample["waveform"]) for index, sample in enumerate(samples)
+    ]
 
 
 class _Axis:
@@ -330,7 +304,8 @@ def _best(models: Rows, key: str) -> float | None:
 
 
 def _known(ends: Sequence[float | None]) -> list[float] | None:
-    return None if None in ends else list(ends)  # type: ignore[arg-type]
+    """Ends of an interval; None of one that is unknown, as that of a single recording is, or that has no width."""
+    return None if None in ends or ends[0] == ends[1] else list(ends)  # type: ignore[arg-type]
 
 
 def _number(value: float | None, decimals: int = 3, signed: bool = False) -> str:
@@ -350,11 +325,6 @@ def _count(value: float | None) -> str:
     return f"{float(f'{value / factor:.3g}'):,g}{prefix}"
 
 
-def _finite(waveform: np.ndarray) -> np.ndarray:
-    """Samples that are no numbers as silence: a broken sample is shown with its warning."""
-    return np.nan_to_num(waveform, nan=0.0, posinf=1.0, neginf=-1.0)
-
-
 def _plain(value: Any) -> Any:
     """The same value for JSON: without waveforms, None for numbers that are not finite."""
     if isinstance(value, Mapping):
@@ -362,7 +332,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _data_uri(media_type: str, content: io.BytesIO) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -217,6 +217,9 @@ def test_a_verdict_counts_what_is_in_range_and_names_what_is_not() -> None:
         "1 of 4 figures are within the range of real speech; not so: voiced share, share of pauses, "
     )
     assert text.endswith("6.0 times that of other real speech: nearer to speech than phase-scrambled speech.")
+    failed = verdict(of_model, ranges, real={"frechet": 0.01}, scrambled={"frechet": 0.1}, failed=True)
+    assert "nearer to speech than" not in failed
+    assert failed.endswith("fail the checks, so it is not called near to speech in anything.")
 
 
 def test_the_frechet_distance_of_known_sets() -> None:

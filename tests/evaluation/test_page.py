@@ -1,11 +1,16 @@
-"""The comparison page: it holds what it should, nothing from elsewhere, and survives hostile names and gaps."""
+"""The comparison page: it holds what it should, nothing from elsewhere, and survives hostile names and gaps.
+
+In headless Chromium it has no script errors, fits a phone, and is worked by keyboard alone.
+"""
 
 import base64
 import copy
 import io
 import json
 import re
+import shutil
 import stat
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,9 @@ import soundfile
 
 from audio_ct.evaluation.hearing_table import FIGURES
 from audio_ct.evaluation.page import write_page
+from audio_ct.evaluation.preferences import preference_table, read_answers
+
+pytestmark = pytest.mark.xdist_group("pitch")
 
 RATE_HZ = 24_000
 
@@ -93,6 +101,7 @@ def comparison(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "title": "Trial",
         "split": "test",
+        "seed": 0,
         "store": "stores/demo",
         "tokens": 100_000,
         "cold_start_samples": 1024,
@@ -204,7 +213,7 @@ def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
         differences=[difference(evil, "B", -0.1, -0.2, -0.05)],
     )
     parsed = Parsed(page)
-    assert parsed.count("script") == clean.count("script") == 1
+    assert parsed.count("script") == clean.count("script") == 3
     assert "<script>alert" not in page.read_text(encoding="utf-8")
     assert parsed.words.count('<script>alert("1")</script> \' & \u202egnp.exe שלום ?') > 12
     assert json.loads((tmp_path / "hostile" / "comparison.json").read_text())["title"] == evil
@@ -276,3 +285,216 @@ def test_same_data_same_bytes_and_an_older_page_is_replaced(tmp_path: Path) -> N
     write(tmp_path, model("B", 2.4))
     assert write(tmp_path, data).read_bytes() == first
     assert stat.S_IMODE((tmp_path / "index.html").stat().st_mode) & 0o600 == 0o600
+
+
+def test_a_model_whose_waveforms_fail_the_checks_is_best_in_nothing(tmp_path: Path) -> None:
+    silent, other = model("silent", 2.0), model("other", 2.6)
+    table = hearing(silent, other)
+    for row, warnings in zip(table["rows"][2:], ([["silence: level -90 dBFS"], []], [[], []]), strict=True):
+        row["warnings"] = warnings
+    page = write(tmp_path, silent, other, hearing=table)
+    # Not even the second best is in bold: it is not the best.
+    assert len(re.findall(r'class="best">2\.\d', page.read_text("utf-8"))) == 0
+    assert "silent: 1 of its 2 waveforms fail the checks" in Parsed(page).words
+    heard = write(tmp_path / "heard", silent, other)
+    assert len(re.findall(r'class="best">2\.\d', heard.read_text("utf-8"))) == 2
+    assert "fail the checks," not in Parsed(heard).words
+
+
+@pytest.mark.parametrize("ends", [(-np.inf, np.inf), (2.5, 2.5)])
+def test_the_interval_of_a_single_recording_is_unknown(ends: tuple[float, float], tmp_path: Path) -> None:
+    alone = [model(name, 2.5, interval=list(ends)) for name in ("A", "B")]
+    page = write(tmp_path, *alone, differences=[difference("A", "B", 0.0, *ends)])
+    words = Parsed(page).words
+    assert words.count("interval unknown") == 2
+    assert "No intervals are drawn" in words
+    assert 'class="span"' not in page.read_text("utf-8")
+    one_known = write(tmp_path / "one", alone[0], model("C", 2.6)).read_text("utf-8")
+    assert one_known.count('class="span"') == one_known.count('class="point unknown"') == 1
+
+
+def test_pitch_and_level_are_drawn_and_said(tmp_path: Path) -> None:
+    (tone,) = tones(150, 0.1)[:1]
+    silence = {"label": "silence", "waveform": np.zeros(1000, np.float32), "warnings": []}
+    page = write(tmp_path, model("A", 2.5, samples=[tone, silence]))
+    spoken = [str(each["aria-label"]) for _, each in Parsed(page).elements if each.get("class") == "contours"]
+    assert re.fullmatch(r"Of seed 0: pitch 1[45]\d Hz in the middle, level from -\d+ to -\d\d dBFS", spoken[1])
+    assert spoken[2] == "Of silence: no pitch, level from -120 to -120 dBFS"
+    drawn = re.findall(r'class="pitch" d="([^"]*)"', page.read_text("utf-8"))
+    assert drawn[2] == ""
+    # 150 Hz lies 43 % up from 60 to 500 Hz on a scale of octaves.
+    heights = [float(place) for place in re.findall(r"[ML]\d+ (\d+)", drawn[1])]
+    assert np.median(heights) == pytest.approx(57, abs=2)
+
+
+LONG_NAME = "a-model-with-a-name-that-is-longer-than-any-phone-is-wide/and-then-some"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def tones(frequency_hz: float, amplitude: float) -> list[dict[str, Any]]:
+    times = np.arange(RATE_HZ // 4) / RATE_HZ
+    waveforms = [amplitude * np.sin(2 * np.pi * (frequency_hz + 10 * seed) * times) for seed in range(3)]
+    return [
+        {"label": f"seed {seed}", "waveform": waveform.astype(np.float32), "warnings": []}
+        for seed, waveform in enumerate(waveforms)
+    ]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = model(LONG_NAME, 2.5, samples=tones(150, 0.02)), model("net", 2.6, samples=tones(200, 0.5))
+    return write(tmp_path_factory.mktemp("page"), *models, real={"samples": tones(120, 0.1)})
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium (Debian: apt-get install chromium) by Playwright; without them the tests are skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, of the extra `dev`")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Any]:
+    """The page on a phone of 360 px; whatever a script throws or the console says fails the test."""
+    context = browser.new_context(viewport={"width": 360, "height": 740}, accept_downloads=True)
+    page = context.new_page()
+    faults: list[str] = []
+    requests: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_file.as_uri())
+    yield page
+    context.close()
+    assert faults == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def judge(page: Any, keys: list[str]) -> None:
+    """Answer pairs by keys: A and B are heard, then the key of each pair."""
+    for key in keys:
+        page.keyboard.press("a")
+        page.locator("[data-status]", has_text="Now hear B").wait_for()
+        page.keyboard.press("b")
+        page.locator("[data-status]", has_text="Choose").wait_for()
+        page.keyboard.press(key)
+
+
+def reach(page: Any, selector: str) -> None:
+    """Go to an element by Tab alone."""
+    for _ in range(200):
+        if page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"{selector} cannot be reached by Tab")
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window(opened: Any, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 740})
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    opened.evaluate("document.querySelector('[data-question=real]').click()")
+    assert (
+        opened.evaluate("document.querySelector('dialog').scrollWidth - document.querySelector('dialog').clientWidth")
+        == 0
+    )
+
+
+def test_every_control_has_a_name_and_focus_is_seen(opened: Any) -> None:
+    names = opened.evaluate(
+        """[...document.querySelectorAll("audio, button, input, [role=img], [tabindex='0']")]
+            .filter((each) => each.checkVisibility()).map(
+            (each) => each.getAttribute("aria-label") || each.textContent.trim() || each.labels?.[0]?.textContent)"""
+    )
+    assert names
+    assert all(names)
+    reach(opened, "[data-question=real]")
+    assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_pairs_are_judged_by_keyboard_alone_kept_over_a_reload_and_saved(opened: Any, tmp_path: Path) -> None:
+    reach(opened, "[data-question=real]")
+    opened.keyboard.press("Enter")
+    assert opened.locator("dialog h2").text_content() == "Which is real?"
+    opened.keyboard.press("1")
+    assert opened.locator("[data-status]").text_content() == "Hear both first."
+    judge(opened, ["1", "2"])
+    assert opened.locator("[data-progress]").text_content() == "Pair 3 of 6"
+    opened.keyboard.press("Backspace")
+    assert opened.locator("[data-progress]").text_content() == "Pair 2 of 6"
+    judge(opened, ["1"])
+    opened.keyboard.press("Escape")
+    assert opened.evaluate("document.activeElement.dataset.question") == "real"
+    opened.reload()
+    assert opened.locator("[data-count=real]").text_content() == "2 of 6 pairs judged"
+    assert opened.locator("[data-results]").is_hidden()
+    reach(opened, "[data-question=real]")
+    opened.keyboard.press("Enter")
+    judge(opened, ["2"] * 4)
+    assert opened.locator("dialog").is_hidden()
+    assert "taken for real" in opened.locator("[data-results]").text_content()
+    reach(opened, "[data-question=better]")
+    opened.keyboard.press("Enter")
+    judge(opened, ["0", "1", "2"])
+    reach(opened, "[data-save]")
+    with opened.expect_download() as download:
+        opened.keyboard.press("Enter")
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    sheet = read_answers(file)
+    assert [answer.question for answer in sheet.answers] == ["real"] * 6 + ["better"] * 3
+    assert [answer.chosen for answer in sheet.answers] == ["first"] * 2 + ["second"] * 4 + [
+        "neither",
+        "first",
+        "second",
+    ]
+    table = preference_table([sheet])
+    assert {row["model"]: row["of"] for row in table["real"]} == {LONG_NAME: 3, "net": 3}
+    assert (table["better"][0]["of"], table["better"][0]["no_preference"]) == (2, 1)
+
+
+def test_both_sounds_of_a_pair_are_heard_at_one_level(opened: Any) -> None:
+    """What is decoded in the browser, times its gain, has the same root mean square."""
+    levels = opened.evaluate(
+        """async () => {
+            const data = JSON.parse(document.getElementById("blind-data").textContent);
+            const context = new OfflineAudioContext(1, 1, 16000);
+            const level = async ({ id, gain }) => {
+                const encoded = atob(document.getElementById(id).src.split(",")[1]);
+                const bytes = Uint8Array.from(encoded, (letter) => letter.charCodeAt(0)).buffer;
+                const samples = (await context.decodeAudioData(bytes)).getChannelData(0);
+                return gain * Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length);
+            };
+            const pairs = [...data.questions.real, ...data.questions.better];
+            return Promise.all(pairs.map(async (pair) => [await level(pair.first), await level(pair.second)]));
+        }"""
+    )
+    assert len(levels) == 9
+    for first, second in levels:
+        assert first == pytest.approx(second, rel=0.02)
+
+
+def test_without_storage_the_page_says_that_answers_must_be_saved(opened: Any) -> None:
+    opened.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    opened.locator("[data-question=better]").click()
+    judge(opened, ["1"])
+    assert "save your answers" in opened.locator("[data-note]").text_content()
+
+
+def test_answers_can_be_forgotten(opened: Any) -> None:
+    opened.locator("[data-question=better]").click()
+    judge(opened, ["1"])
+    opened.keyboard.press("Escape")
+    opened.locator("[data-forget]").click()
+    assert opened.locator("[data-count=better]").text_content() == "1 of 3 pairs judged"
+    opened.locator("[data-forget]").click()
+    assert opened.locator("[data-count=better]").text_content() == "3 pairs"
+    kept = opened.evaluate("JSON.parse(Object.values(localStorage)[0])")
+    assert json.dumps(kept["better"]) == "[]"
