@@ -7,6 +7,8 @@
         recipe.yaml            the resolved recipe
         manifest.json          step, tokens, metrics, model, store, commit, version; size and SHA-256 of the files above
 
+What is published (`audio_ct.publication`) has weights, recipe and manifest of these, and perhaps step.pt2.
+
 A folder is written under a temporary name beside its place, synchronised with the disk, and renamed. Nothing in it is a
 pickle, so reading one runs no code and takes no more memory than its files have bytes.
 """
@@ -18,7 +20,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,9 @@ FORMAT_VERSION = 2
 MODEL_FILE, STATE_FILE, TRAINING_FILE = "model.safetensors", "state.safetensors", "training.safetensors"
 RECIPE_FILE, MANIFEST_FILE = "recipe.yaml", "manifest.json"
 FILES = (MODEL_FILE, STATE_FILE, TRAINING_FILE, RECIPE_FILE)
+# What sampling and evaluation read, and what may stand beside it.
+PUBLISHED_FILES = (MODEL_FILE, RECIPE_FILE)
+PROGRAM_FILE = "step.pt2"
 KEPT_NEWEST = 2
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_HEADER_BYTES = 16 << 20
@@ -136,8 +141,7 @@ def save(
             save_file(_storable(flatten(state)), temporary / STATE_FILE)
             save_file(_storable(flatten(training)), temporary / TRAINING_FILE)
             (temporary / RECIPE_FILE).write_bytes(recipe.encode())
-            records = {name: _record(temporary / name) for name in FILES}
-            (temporary / MANIFEST_FILE).write_bytes(_manifest_bytes(Manifest(step=step, files=records, **manifest)))
+            write_manifest(temporary, FILES, {"step": step, **manifest})
             # `find` knows the name that a folder in the way has in between, so a kill there loses nothing.
             install(temporary, target)
         except BaseException:
@@ -146,6 +150,12 @@ def save(
     read_manifest(target)
     _prune(folder, target)
     return target
+
+
+def write_manifest(folder: Path, files: Iterable[str], fields: Mapping[str, Any]) -> None:
+    """Write the manifest of files that stand in a folder; `fields` are the others of `Manifest`."""
+    records = {name: _record(folder / name) for name in files}
+    (folder / MANIFEST_FILE).write_bytes(_manifest_bytes(Manifest(**{**fields, "files": records})))
 
 
 def read_manifest(path: Path, verify: bool = True, files: tuple[str, ...] = FILES) -> Manifest:
@@ -165,7 +175,8 @@ def read_manifest(path: Path, verify: bool = True, files: tuple[str, ...] = FILE
         for name in files:
             with open_regular(path / name, whole="checkpoint") as file:
                 size_bytes = os.fstat(file.fileno()).st_size
-                expected = manifest.files[name]
+                if (expected := manifest.files.get(name)) is None:
+                    raise DamagedError(f"{path / name}: not in the manifest; use a checkpoint of a run")
                 if size_bytes != expected.size_bytes:
                     raise DamagedError(
                         f"{path / name}: {size_bytes} bytes, written {expected.size_bytes}; use another checkpoint"
@@ -189,7 +200,7 @@ def load(path: Path, *, with_training: bool = True) -> Checkpoint:
         MissingError: there is no such folder.
         DamagedError: a file is missing, changed, of another format, or not safe to read.
     """
-    manifest = read_manifest(path, files=FILES if with_training else (MODEL_FILE, RECIPE_FILE))
+    manifest = read_manifest(path, files=FILES if with_training else PUBLISHED_FILES)
     with _disk_errors(path, "reading the checkpoint"):
         return Checkpoint(
             path=path,
@@ -318,7 +329,8 @@ def _parse_manifest(path: Path) -> Manifest:
             _check_version(path, version)
         fields.pop("sha256")
         manifest = Manifest.model_validate(fields)
-        is_whole = _manifest_bytes(manifest) == content and set(manifest.files) == set(FILES)
+        names = set(manifest.files)
+        is_whole = _manifest_bytes(manifest) == content and {*PUBLISHED_FILES} <= names <= {*FILES, PROGRAM_FILE}
     except DamagedError:
         raise
     # Bytes from outside: not UTF-8, not JSON, nested too deeply, not an object, keys missing, or of another type.

@@ -14,6 +14,7 @@ import typer
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.launch import rank
+from audio_ct.model_commands import CheckpointPath, export
 from audio_ct.preference_command import preferences
 from audio_ct.prep import Out, Overwrite, prep
 from audio_ct.recipe_commands import recipes
@@ -29,11 +30,9 @@ app.add_typer(prep, name="prep")
 app.add_typer(corpus, name="corpus")
 app.add_typer(recipes, name="recipes")
 app.add_typer(track, name="track")
+app.command()(export)
 app.command()(preferences)
 
-CheckpointPath = Annotated[
-    Path, typer.Argument(help="A checkpoint, a run folder (its best checkpoint), or a shipped model: syllables.")
-]
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")]
 WeightsOption = Annotated[

@@ -18,6 +18,9 @@ from audio_ct.tokens.clip import open_corpus
 from audio_ct.tokens.codec import Codec, make_codec
 from audio_ct.tokens.store import TokenStore
 
+# The model card, which a checkpoint of a run has not.
+CARD_FILE = "README.md"
+
 logger = logging.getLogger("audio_ct")
 
 
@@ -76,23 +79,24 @@ class Pretrained:
 
     @property
     def label(self) -> str:
-        """The checkpoint's run and step: enough to find it, without the machine's folders."""
-        return self.path.name if self.path in shipped().values() else "/".join(self.path.parts[-3:])
+        """The run and step, or an exported folder's name: enough to find it, without the machine's folders."""
+        return self.path.resolve().name if (self.path / CARD_FILE).exists() else "/".join(self.path.parts[-3:])
 
 
 def shipped() -> dict[str, Path]:
-    """The models that come with the package, by name: folders with a checkpoint and a model card, README.md."""
+    """The models that come with the package, by name: folders as `audio_ct.publication` writes them."""
     package = Path(__file__).parent
     # In an installed package they lie within it, in a checkout where pyproject.toml takes them from.
     places = (package / "shipped", package.parent / "samples" / "pretrained")
-    return {card.parent.name: card.parent for place in places for card in sorted(place.glob("*/README.md"))}
+    return {card.parent.name: card.parent for place in places for card in sorted(place.glob(f"*/{CARD_FILE}"))}
 
 
 def load(path: Path | str, device: torch.device | str | None = None) -> Pretrained:
-    """Load the model of a checkpoint, or of a run's best checkpoint, or one that comes with the package.
+    """Load the model of a checkpoint, a run's best one, an exported folder, or one that comes with the package.
 
     Args:
-        path: a checkpoint's folder, a run's folder, or a name of `shipped`; what is there goes before names.
+        path: a checkpoint's folder, a run's folder, one that `audio-ct export` wrote, or a name of `shipped`; what is
+            there goes before names.
         device: place of the model; by default a GPU where there is one.
 
     Raises:

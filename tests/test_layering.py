@@ -26,10 +26,10 @@ ROOMS = (
     ("corpus_page",),
     ("training",),
     ("studies", "estimates"),
-    ("recipe_draft",),
+    ("recipe_draft", "publication"),
     ("api", "prep"),
     ("doctor",),
-    ("corpus_commands", "preference_command", "recipe_commands", "track_commands"),
+    ("corpus_commands", "model_commands", "preference_command", "recipe_commands", "track_commands"),
     ("cli",),
     ("__main__",),
 )
@@ -43,9 +43,7 @@ CLOSURE_OF_TRAINING_FILES = 48
 CLOSURE_OF_TRAINING_LINES = 7150
 PUBLIC_NAMES = 10
 # Modules of commands, which import nothing heavy at their top.
-COMMANDS = (
-    *("prep", "corpus_commands", "preference_command", "recipe_commands", "track_commands"),
-)
+COMMANDS = (*("prep", "corpus_commands", "model_commands", "preference_command", "recipe_commands", "track_commands"),)
 
 
 def name_of(path: Path) -> str:

@@ -10,6 +10,7 @@ import soundfile
 import audio_ct
 from audio_ct.errors import MissingError
 from audio_ct.pretrained import shipped
+from audio_ct.recipe import load_recipe
 
 MAXIMUM_BYTES = 12e6
 NAMES = ["syllables", "syllables-wavenet"]
@@ -30,6 +31,17 @@ def test_each_is_small_and_has_a_card_that_says_what_it_is() -> None:
             "Known faults",
         ):
             assert needed in card, f"{name}'s card lacks {needed!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_what_export_writes(name: str, command: Callable[..., int], tmp_path: Path) -> None:
+    assert command("export", name, "--out", tmp_path / name, "--licence", "GPL-2.0-or-later") == 0
+    folder = shipped()[name]
+    assert {path.name for path in (tmp_path / name).iterdir()} == {path.name for path in folder.iterdir()}
+    for file in ("README.md", "model.safetensors"):
+        assert (tmp_path / name / file).read_bytes() == (folder / file).read_bytes()
+    # Its text grows by every key that is new.
+    assert load_recipe(tmp_path / name / "recipe.yaml") == load_recipe(folder / "recipe.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)
