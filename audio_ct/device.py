@@ -2,6 +2,7 @@
 
 import os
 
+import psutil
 import torch
 
 
@@ -15,6 +16,13 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def used_bytes(device: torch.device) -> int:
+    """The memory of a device that this process's tensors took at the most; of the CPU what the process has now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def emulates_bfloat16() -> bool:

@@ -51,6 +51,21 @@ def hold(folder: Path, *, name: str, use: str = "in use") -> Iterator[int]:
             os.close(lock)
 
 
+def is_held(folder: Path) -> bool:
+    """Tell if a process holds a folder now; nothing is made, and who wants it meanwhile asks again."""
+    try:
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        # Never held, or not by somebody whose files may be written here.
+        return False
+    try:
+        return not lock_descriptor(lock, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+
+
 def clear(folder: Path) -> None:
     """Remove all that is in a folder that is held, but not its lock."""
     for entry in list(folder.iterdir()):

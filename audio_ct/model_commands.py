@@ -32,3 +32,20 @@ def export(
 
     folder = publication.export(load(checkpoint, device="cpu"), out, licence=licence, program=program)
     print(f"exported: {folder}   read and complete: {folder / 'README.md'}")
+
+
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are drawn together.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once, though somebody trains there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, once.")] = False,
+) -> None:
+    """Show how runs stand: curves, figures, time left, last samples; anew every other second while one trains.
+
+    Without a terminal it is plain text, once. Nothing of a run is changed; Ctrl-C ends the watching alone.
+    """
+    from audio_ct import watching
+
+    if as_json:
+        print(watching.as_json(runs))
+        return
+    watching.watch(runs, once=once)

@@ -1,5 +1,8 @@
 """Progress: a bar on a terminal, plain lines elsewhere, nothing where it is not wanted."""
 
+import logging
+import re
+
 import pytest
 
 from audio_ct.progress import Progress
@@ -17,8 +20,27 @@ def test_a_terminal_shows_a_bar_with_the_newest_figures(
         progress.line("a plain line")
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "1,500 of 2,000 steps · 5.1 bits" in printed.err
+    assert "1,500 of 2,000 steps" in printed.err
+    assert re.search(r"steps[^\n]*\n[^\n]*5\.1 bits", printed.err), "the figures stand beneath the bar"
     assert "a plain line" not in printed.err
+
+
+def test_what_is_logged_stands_above_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with Progress("tiny", 2000, unit="steps") as progress:
+            progress.update(1000, "5.1 bits")
+            logging.getLogger("audio_ct").warning("validated")
+        logging.getLogger("audio_ct").warning("afterwards")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).replace("\r", "\n")
+    assert "validated" in [line.strip() for line in printed.splitlines()]
+    assert printed.rstrip().endswith("afterwards")
 
 
 def test_elsewhere_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ Started by torchrun, each process trains its share of the lanes, and all of them
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from audio_ct import checkpoint
+from audio_ct.device import used_bytes
 from audio_ct.errors import NotFiniteError
+from audio_ct.models.footprint import GIB
 from audio_ct.models.token_model import TokenModel, all_finite
 from audio_ct.progress import Progress
 from audio_ct.recipe import Recipe
@@ -198,22 +200,39 @@ def _log(run: Run, tracker: Tracker | None, progress: Progress) -> None:
     speed = figures.num_windows * training.tokens_per_step / seconds if seconds else None
     figures.start_sums()
     nats = means.pop("loss_nats", None)
-    bits = None if nats is None else nats / math.log(2)
+    rate_hz = run.store.codec.sample_rate_hz
     metrics = {
-        "training_bits_per_sample": bits,
+        "training_bits_per_sample": None if nats is None else nats / math.log(2),
         **means,
         "gradient_norm": float(figures.gradient_norm),
         "learning_rate": figures.learning_rate,
         "tokens_per_second": speed,
+        **({} if rate_hz is None else {"times_real_time": speed and speed / rate_hz}),
+        "memory_bytes": float(used_bytes(run.lanes.device)),
         "updates_not_finite": float(figures.not_finite),
         "updates_of_spikes": float(figures.spikes),
     }
     if tracker is not None:
         tracker.log_metrics(metrics, step=run.step, tokens=run.tokens)
-    status = f"{bits:.3f} bits · {speed:,.0f} tokens/s" if bits is not None and speed else "not finite"
+    status = _status(metrics)
     progress.update(run.step, status)
     left = (training.num_steps - run.step) * training.tokens_per_step / speed if speed else 0.0
     progress.line(f"{run.recipe.name}: step {run.step}/{training.num_steps} · {status} · {left / 60:.1f} min left")
+
+
+def _status(metrics: Mapping[str, float | None]) -> str:
+    """The figures of a log in a line."""
+    bits, speed, real_time = (
+        metrics.get(name) for name in ("training_bits_per_sample", "tokens_per_second", "times_real_time")
+    )
+    parts = [
+        "not finite" if bits is None else f"{bits:.3f} bits",
+        f"gradient {metrics['gradient_norm']:.3g}",
+        "" if speed is None else f"{speed:,.0f} tokens/s",
+        "" if real_time is None else f"{real_time:.2f} x real time",
+        f"{(metrics['memory_bytes'] or 0) / GIB:.1f} GiB",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _is_due(every_windows: int, run: Run, *, since: int) -> bool:
