@@ -151,7 +151,7 @@ def table_lines(table: dict[str, Any]) -> list[str]:
         lines.append(f"  {row['a']} over {row['b']}: {row['a_better']} of {row['of']}, {_percent(row)}{ties}")
     lines += [
         "",
-        "Intervals are of 95 %, exact, and take answers as independent: several of one listener are less than that.",
+        "95 % intervals, exact, as if all answers were independent: several of one listener tell less than that.",
     ]
     return lines
 

@@ -364,6 +364,8 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, page_file: Path) -> Iterator[Any]:
     """The page on a phone of 360 px; whatever a script throws or the console says fails the test."""
     context = browser.new_context(viewport={"width": 360, "height": 740}, accept_downloads=True)
+    # Beside other work.
+    context.set_default_timeout(180_000)
     page = context.new_page()
     faults: list[str] = []
     requests: list[str] = []
