@@ -14,7 +14,7 @@ import typer
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.launch import rank
-from audio_ct.model_commands import CheckpointPath, export, watch
+from audio_ct.model_commands import CheckpointPath, export, serve, watch
 from audio_ct.preference_command import preferences
 from audio_ct.prep import Out, Overwrite, prep
 from audio_ct.recipe_commands import recipes
@@ -32,6 +32,7 @@ app.add_typer(recipes, name="recipes")
 app.add_typer(track, name="track")
 app.command()(export)
 app.command()(watch)
+app.command()(serve)
 app.command()(preferences)
 
 ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]

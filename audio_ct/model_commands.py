@@ -49,3 +49,28 @@ def watch(
         print(watching.as_json(runs))
         return
     watching.watch(runs, once=once)
+
+
+def serve(
+    checkpoint: CheckpointPath,
+    host: Annotated[str, typer.Option(help="Address to listen at; others than 127.0.0.1 let other machines in.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8765,
+    max_seconds: Annotated[float, typer.Option(min=0.1, max=600, help="The longest waveform.")] = 30.0,
+) -> None:
+    """Open a local page where a model is heard while it speaks: length, temperature, seed, a recording to go on from.
+
+    Only this machine can ask, unless --host says otherwise. Ctrl-C ends it.
+    """
+    import sys
+
+    from audio_ct import serving
+    from audio_ct.pretrained import load
+
+    server = serving.Server(serving.Maker(load(checkpoint), max_seconds), host, port)
+    if not server.is_local:
+        warning = "whoever reaches this machine can use the page and this machine's time; there is no password"
+        print(f"audio-ct: host={host}: {warning}", file=sys.stderr)
+    print(f"page: {server.address}   Ctrl-C ends it", flush=True)
+    serving.serve(server)
