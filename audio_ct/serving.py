@@ -94,7 +94,7 @@ class Maker:
         self.doing = "nothing"
         self._places = threading.BoundedSemaphore(1 + MAX_WAITING)
         self._turn = threading.Lock()
-        self._num_asking = 0
+        self._asking: list[Wish] = []
         self._is_ending = threading.Event()
         # A sampler is used again while its options stay.
         self._kept: tuple[tuple[Filters, bool], Sampler] | None = None
@@ -102,7 +102,7 @@ class Maker:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for their turn."""
-        return max(0, self._num_asking - 1)
+        return max(0, len(self._asking) - 1)
 
     def wish(self, values: Mapping[str, str]) -> Wish:
         """Read what is asked for; InputError for what is unknown, no number, or out of range."""
@@ -150,20 +150,21 @@ class Maker:
         if not self._places.acquire(blocking=False):
             line = f"one waveform is being made and {MAX_WAITING} wait; ask again when one of them is done."
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, line)
-        self._num_asking += 1
+        self._asking.append(wish)
+        self._turn.acquire()
         try:
-            with self._turn:
-                began, num_made = time.monotonic(), 0
-                for block in self._blocks(wish, prompt):
-                    yield block
-                    num_made += len(block)
-                    if self._is_ending.is_set():
-                        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending.")
-                seconds = num_made / self.codec.sample_rate_hz
-                logger.info("made %.1f s in %.1f s, seed %d", seconds, time.monotonic() - began, wish.seed)
+            began, num_made = time.monotonic(), 0
+            for block in self._blocks(wish, prompt):
+                yield block
+                num_made += len(block)
+                if self._is_ending.is_set():
+                    raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending.")
+            seconds = num_made / self.codec.sample_rate_hz
+            logger.info("made %.1f s in %.1f s, seed %d", seconds, time.monotonic() - began, wish.seed)
         finally:
             self.doing = "nothing"
-            self._num_asking -= 1
+            self._asking.remove(wish)
+            self._turn.release()
             self._places.release()
 
     def end(self) -> None:
