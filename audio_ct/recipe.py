@@ -39,7 +39,7 @@ class CorpusRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW and its learning rate over time."""
+    """AdamW, or Muon and AdamW, and the learning rate over time."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
     """The highest of the run."""
@@ -53,6 +53,9 @@ class OptimizerRecipe(Section):
     """Decay of the gradient's running mean and of its square's."""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Of matrices; biases, norms and embeddings do not decay."""
+    muon_learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """The highest of Muon, which then updates the matrices between embedding and readout; AdamW updates the rest. It
+    rises and falls with learning_rate. None: AdamW updates everything."""
 
 
 class TrainingRecipe(Section):
@@ -211,6 +214,15 @@ class Recipe(Section):
             raise ValueError(
                 f"training.window_length={self.training.window_length} must be a multiple of "
                 f"{self.model.cut_key}={cut_length}; try {cut_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _muon_is_whole(self) -> Self:
+        rate = self.optimizer.muon_learning_rate
+        if rate is not None and self.training.shard_optimizer:
+            raise ValueError(
+                f"optimizer.muon_learning_rate={rate} needs training.shard_optimizer=false; only AdamW is sharded"
             )
         return self
 

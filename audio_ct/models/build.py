@@ -5,11 +5,17 @@ from torch import nn
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.embedding import AmplitudeEmbedding
 from audio_ct.models.frames import Frames
-from audio_ct.models.gated_convolutions import GatedConvolutions
+from audio_ct.models.gated_convolutions import DilatedLayer, GatedConvolution, GatedConvolutions, SwiGLUConvolution
 from audio_ct.models.heads import Head, SkipBody, SoftmaxHead
 from audio_ct.models.linear_prediction import LinearPrediction
 from audio_ct.models.mixture import MixtureHead
-from audio_ct.models.settings import FRONT_WIDTH, ModelSettings, WaveNetSettings
+from audio_ct.models.settings import (
+    WIDTH,
+    CompressiveTransformerSettings,
+    ModelSettings,
+    TransformerXLSettings,
+    WaveNetSettings,
+)
 from audio_ct.models.stage import Stage
 from audio_ct.models.token_model import TokenModel
 
@@ -21,9 +27,9 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
     """Build a freshly initialised model.
 
     WaveNet is gated convolutions whose skips go through WaveNet's head. The Compressive Transformer and Transformer-XL
-    are the Compressive Transformer's stage and a layer norm (pre-norm) or nothing (post-norm) before the readout; with
-    a front, gated convolutions stand before it, and the layers' output is one more skip through WaveNet's head; with
-    frames they stand behind it, and see its output at the rate of samples.
+    are the Compressive Transformer's stage and a layer norm (pre-norm) or nothing (post-norm) before the readout. With
+    gated convolutions before or behind them the head is that of the convolutions, and the layers' output is one more
+    skip; with frames they stand behind, and see the layers' output at the rate of samples.
 
     Args:
         settings: a recipe's model section.
@@ -36,29 +42,29 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
     if isinstance(settings, WaveNetSettings):
         hidden_channels = settings.skip_channels
         stages["convolutions"] = GatedConvolutions(
-            channels, skip_channels=hidden_channels, width=settings.width, dilations=settings.dilations
+            GatedConvolution(channels, skip_channels=hidden_channels, width=settings.width, dilation=dilation)
+            for dilation in settings.dilations
         )
         body = SkipBody(hidden_channels)
-    elif settings.frames is not None:
-        frames, hidden_channels = settings.frames, channels
-        stages["frames"] = Frames(
-            CompressiveTransformer(settings), channels=channels, d_model=settings.d_model, frame_length=frames.samples
-        )
-        stages["convolutions"] = GatedConvolutions(
-            channels, skip_channels=channels, width=FRONT_WIDTH, dilations=frames.dilations
-        )
-        body = SkipBody(channels)
     else:
         hidden_channels = channels
-        if settings.front_dilations:
-            stages["front"] = GatedConvolutions(
-                channels, skip_channels=channels, width=FRONT_WIDTH, dilations=settings.front_dilations
+        transformer = CompressiveTransformer(settings)
+        if settings.frames is not None:
+            frame_length = settings.frames.samples
+            stages["frames"] = Frames(
+                transformer, channels=channels, d_model=settings.d_model, frame_length=frame_length
             )
-        stages["transformer"] = CompressiveTransformer(settings)
-        if settings.front_dilations:
-            body = SkipBody(channels)
+            stages["convolutions"] = _convolutions(settings, settings.frames.dilations)
         else:
+            if settings.front_dilations:
+                stages["front"] = _convolutions(settings, settings.front_dilations)
+            stages["transformer"] = transformer
+            if settings.back_dilations:
+                stages["back"] = _convolutions(settings, settings.back_dilations)
+        if len(stages) == 1:
             body = nn.LayerNorm(channels) if settings.norm == "pre" else nn.Identity()
+        else:
+            body = SkipBody(channels) if settings.convolutions == "wavenet" else nn.RMSNorm(channels)
     head = HEADS[settings.output](body, hidden_channels, vocabulary_size=vocabulary_size)  # type: ignore[call-arg]
     linear_prediction = None
     if settings.linear_prediction is not None:
@@ -71,3 +77,17 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
     return TokenModel(
         vocabulary_size, embedding=embedding, stages=stages, head=head, linear_prediction=linear_prediction
     )
+
+
+def _convolutions(
+    settings: CompressiveTransformerSettings | TransformerXLSettings, dilations: list[int]
+) -> GatedConvolutions:
+    """Convolutions around a Transformer; their skips are as wide as a sample."""
+
+    def layer(dilation: int) -> DilatedLayer:
+        channels = settings.channels
+        if settings.convolutions == "swiglu":
+            return SwiGLUConvolution(channels, width=WIDTH, dilation=dilation)
+        return GatedConvolution(channels, skip_channels=channels, width=WIDTH, dilation=dilation)
+
+    return GatedConvolutions(layer(dilation) for dilation in dilations)

@@ -1,4 +1,4 @@
-"""WaveNet's gated dilated causal convolutions as a stage; its state is the queues of their inputs.
+"""Gated dilated causal convolutions as a stage, WaveNet's or pre-norm ones; its state is the queues of their inputs.
 
 Layout is channels last, [batch, time, channels]: the taps are gathered side by side, and one matrix product does the
 rest, which fused kernels and optimised BLAS do better than strided convolutions of width 2.
@@ -6,7 +6,8 @@ rest, which fused kernels and optimised BLAS do better than strided convolutions
 Source: van den Oord et al. 2016, 1609.03499, sections 2.3 and 2.4; the queues are Paine et al. 2016, 1611.09482.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,23 +17,20 @@ from torch.nn import functional as F
 from audio_ct.models.stage import Stage, StageOutput, State
 
 
-class GatedConvolution(nn.Module):
-    """One layer: tanh(W_f * x) . sigmoid(W_g * x), then 1x1 to the residual and to a skip.
+class DilatedLayer(nn.Module, ABC):
+    """A causal layer that reads taps of its inputs; the state is a queue of what it read.
 
     Args:
         channels: of input and output.
-        skip_channels: of the skip output.
-        width: taps of the convolution.
+        width: taps.
         dilation: samples between taps.
     """
 
-    def __init__(self, channels: int, *, skip_channels: int, width: int, dilation: int) -> None:
+    def __init__(self, channels: int, *, width: int, dilation: int) -> None:
         super().__init__()
         self.channels = channels
         self.lags = [tap * dilation for tap in range(width)]
         self.queue_length = self.lags[-1]
-        self.filter_gate = nn.Linear(width * channels, 2 * channels)
-        self.mix = nn.Linear(channels, channels + skip_channels)
 
     def forward(
         self, x: Float[Tensor, "batch time channels"], queue: Float[Tensor, "batch past channels"]
@@ -45,9 +43,9 @@ class GatedConvolution(nn.Module):
         [1 2 3] and [3 4 5], the queue afterwards is [4 5].
         """
         num_samples = x.shape[1]
-        past_and_now = torch.cat([queue, x], dim=1)
+        past_and_now = torch.cat([queue, self.tapped(x)], dim=1)
         taps = [past_and_now[:, lag : lag + num_samples] for lag in self.lags]
-        return *self._gate(x, taps), past_and_now[:, num_samples:]
+        return *self.gate(x, torch.cat(taps, dim=-1)), past_and_now[:, num_samples:]
 
     def read(
         self,
@@ -56,37 +54,99 @@ class GatedConvolution(nn.Module):
         slot: Int[Tensor, " 1"],
     ) -> tuple[Float[Tensor, "batch 1 channels"], Float[Tensor, "batch 1 skip"]]:
         """Read one sample, written to the cache behind the queue; return output and skip."""
-        cache.index_copy_(1, slot + self.queue_length, x.to(cache.dtype))
-        return self._gate(x, [cache.index_select(1, slot + lag).to(x.dtype) for lag in self.lags[:-1]] + [x])
+        now = self.tapped(x)
+        cache.index_copy_(1, slot + self.queue_length, now.to(cache.dtype))
+        past = [cache.index_select(1, slot + lag).to(now.dtype) for lag in self.lags[:-1]]
+        return self.gate(x, torch.cat([*past, now], dim=-1))
 
-    def _gate(self, x: Tensor, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        filtered, gate = self.filter_gate(torch.cat(taps, dim=-1)).chunk(2, dim=-1)
+    @abstractmethod
+    def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
+        """What the taps and the queue are of."""
+
+    @abstractmethod
+    def gate(
+        self, x: Float[Tensor, "batch time channels"], taps: Float[Tensor, "batch time taps"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time skip"]]:
+        """Output with the residual added, and skip, from inputs and their taps side by side."""
+
+
+class GatedConvolution(DilatedLayer):
+    """WaveNet's layer: tanh(W_f * x) . sigmoid(W_g * x), then 1x1 to the residual and to a skip.
+
+    Args:
+        channels: of input and output.
+        skip_channels: of the skip output.
+        width: taps of the convolution.
+        dilation: samples between taps.
+    """
+
+    def __init__(self, channels: int, *, skip_channels: int, width: int, dilation: int) -> None:
+        super().__init__(channels, width=width, dilation=dilation)
+        self.filter_gate = nn.Linear(width * channels, 2 * channels)
+        self.mix = nn.Linear(channels, channels + skip_channels)
+
+    def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
+        """The inputs themselves."""
+        return x
+
+    def gate(
+        self, x: Float[Tensor, "batch time channels"], taps: Float[Tensor, "batch time taps"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time skip"]]:
+        """See the base class."""
+        filtered, gate = self.filter_gate(taps).chunk(2, dim=-1)
         mixed = self.mix(torch.tanh(filtered) * torch.sigmoid(gate))
         return x + mixed[..., : self.channels], mixed[..., self.channels :]
+
+
+class SwiGLUConvolution(DilatedLayer):
+    """A Transformer's gated feed-forward layer over taps: x + W_d (silu(W_g * n) . (W_u * n)), n = RMS norm of x.
+
+    The skip is what is added to x. It is nothing at first: W_d begins at zero.
+
+    Args:
+        channels: of input, output, skip and gates.
+        width: taps of the convolution.
+        dilation: samples between taps.
+
+    Source: the gate is Shazeer's (2020, 2002.05202); over dilated taps it is this project's.
+    """
+
+    def __init__(self, channels: int, *, width: int, dilation: int) -> None:
+        super().__init__(channels, width=width, dilation=dilation)
+        self.norm = nn.RMSNorm(channels)
+        self.up_gate = nn.Linear(width * channels, 2 * channels)
+        self.down = nn.Linear(channels, channels)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
+        """Normalised inputs."""
+        return self.norm(x)
+
+    def gate(
+        self, x: Float[Tensor, "batch time channels"], taps: Float[Tensor, "batch time taps"]
+    ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch time channels"]]:
+        """See the base class."""
+        up, gate = self.up_gate(taps).chunk(2, dim=-1)
+        added = self.down(up * F.silu(gate))
+        return x + added, added
 
 
 class GatedConvolutions(Stage):
     """A stack of gated convolutions; the head reads the sum of their skips. A stream may be cut anywhere.
 
     Args:
-        channels: of inputs, residuals and outputs.
-        skip_channels: of the skips.
-        width: taps of each convolution.
-        dilations: one layer for each.
+        layers: in order.
     """
 
-    def __init__(self, channels: int, *, skip_channels: int, width: int, dilations: Sequence[int]) -> None:
+    def __init__(self, layers: Iterable[DilatedLayer]) -> None:
         super().__init__()
-        self.channels = channels
-        self.layers: Sequence[GatedConvolution] = nn.ModuleList(  # type: ignore[assignment]
-            GatedConvolution(channels, skip_channels=skip_channels, width=width, dilation=dilation)
-            for dilation in dilations
-        )
+        self.layers: Sequence[DilatedLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
 
     def initial_state(self, batch_size: int, device: torch.device | str, dtype: torch.dtype) -> State:
         """Zero queues [batch, past, channels], one for each layer."""
         return {
-            str(index): torch.zeros(batch_size, layer.queue_length, self.channels, device=device, dtype=dtype)
+            str(index): torch.zeros(batch_size, layer.queue_length, layer.channels, device=device, dtype=dtype)
             for index, layer in enumerate(self.layers)
         }
 

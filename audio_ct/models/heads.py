@@ -77,7 +77,7 @@ class Head(nn.Module, ABC):
 
 
 class SoftmaxHead(Head):
-    """A softmax over all tokens; with a linear prediction also over their distances from it."""
+    """A softmax over all tokens; with a linear prediction also by what they are from its forecasts."""
 
     def __init__(self, body: nn.Module, channels: int, *, vocabulary_size: int) -> None:
         super().__init__(body, channels, vocabulary_size=vocabulary_size, num_outputs=vocabulary_size)
@@ -88,7 +88,7 @@ class SoftmaxHead(Head):
         """Logits of the next token; see the base class."""
         hidden = self.body(skips)
         logits = self.readout(hidden)
-        return logits if prediction is None else logits + prediction.centred_logits(hidden)
+        return logits if prediction is None else logits + prediction.logits(hidden)
 
     def nats(self, outputs: Float[Tensor, "*batch outputs"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """See the base class."""

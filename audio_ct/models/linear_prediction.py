@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audio_ct.models.logistics import ForecastLogistics
 from audio_ct.models.pitch_taps import PitchTaps
 from audio_ct.models.scale import amplitude, amplitude_per_token, scale_place
 from audio_ct.models.settings import LinearPredictionSettings
@@ -160,28 +161,35 @@ class BackwardPredictor(nn.Module):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The first predictor's forecast of the next token.
+    """The predictors' forecasts of the next token, of which the first is the centre of its distribution.
 
     Attributes:
-        tokens: the forecast in tokens from the middle of the scale [batch, time].
-        expected_error: in tokens [batch, time].
-        by_distance: a readout of logits for every distance of a token from the forecast, 2 vocabulary - 1 of them; None
-            where the head has no use for it.
+        forecasts: in tokens from the middle of the scale [batch, time, predictors].
+        errors: those expected, in tokens [batch, time, predictors].
+        by_distance: a readout of logits for every distance of a token from the first forecast, 2 vocabulary - 1 of
+            them; None where the head has no use for it.
+        logistics: logits around all forecasts, or None.
     """
 
-    tokens: Tensor
-    expected_error: Tensor
+    forecasts: Tensor
+    errors: Tensor
     by_distance: nn.Module | None
+    logistics: ForecastLogistics | None
+
+    def logits(self, hidden: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time vocabulary"]:
+        """What a softmax's logits get from the forecasts."""
+        centred = self.centred_logits(hidden)
+        return centred if self.logistics is None else centred + self.logistics(hidden, self.forecasts, self.errors)
 
     def centred_logits(self, hidden: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time vocabulary"]:
-        """Logits of tokens by their distance from the rounded forecast, laid out by token.
+        """Logits of tokens by their distance from the rounded first forecast, laid out by token.
 
         Example: 4 tokens, forecast 2 from 0: tokens 0 to 3 get the logits of distances -2, -1, 0, 1.
         """
         assert self.by_distance is not None
         logits = self.by_distance(hidden)
         vocabulary_size = (logits.shape[-1] + 1) // 2
-        nearest = (self.tokens + (vocabulary_size - 1) / 2).round().long()
+        nearest = (self.forecasts[..., 0] + (vocabulary_size - 1) / 2).round().long()
         distance = torch.arange(vocabulary_size, device=nearest.device) - nearest[..., None]
         return logits.gather(-1, distance + vocabulary_size - 1)
 
@@ -213,6 +221,11 @@ class LinearPrediction(nn.Module):
             num_features += self.pitch.num_features
         self.input = nn.Linear(num_features, channels)
         self.by_distance = None if hidden_channels is None else nn.Linear(hidden_channels, 2 * vocabulary_size - 1)
+        self.logistics: ForecastLogistics | None = None
+        if settings.logistics and hidden_channels is not None:
+            self.logistics = ForecastLogistics(
+                hidden_channels, num_predictors=num_predictors, vocabulary_size=vocabulary_size
+            )
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> State:
         """A past of silence and no predictions yet."""
@@ -283,7 +296,7 @@ class LinearPrediction(nn.Module):
         return samples, samples - was, is_to_be, expected[..., 0] * amplitude_per_token(is_to_be, mu)
 
     def _prediction(self, predicted: Tensor, expected: Tensor) -> Prediction:
-        return Prediction(predicted[..., 0], expected[..., 0], self.by_distance)
+        return Prediction(predicted, expected, self.by_distance, self.logistics)
 
     def _features(self, tokens: Tensor, last: Tensor, predicted: Tensor, expected: Tensor) -> Tensor:
         """Features of predictions, given those of the tokens themselves."""

@@ -64,8 +64,8 @@ class MixtureHead(Head):
             means = amplitude(((places + spread).tanh() + 1) * self._mu / 2, self._mu)
             log_scales = widths + FREE_LOG_SCALE + (amplitude_per_token(means, self._mu) * self._mu / 2).log()
         else:
-            predicted = amplitude(prediction.tokens[..., None] + self._mu / 2, self._mu)
-            error = prediction.expected_error[..., None] * amplitude_per_token(predicted, self._mu)
+            predicted = amplitude(prediction.forecasts[..., :1] + self._mu / 2, self._mu)
+            error = prediction.errors[..., :1] * amplitude_per_token(predicted, self._mu)
             least_errors = math.log(self._narrowest), math.log(WIDEST_LEAST_ERROR)
             spread, least = (
                 torch.linspace(*ends, self.num_components, dtype=error.dtype, device=error.device)

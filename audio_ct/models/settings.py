@@ -31,8 +31,8 @@ Kernel = Literal["auto", "fused", "plain"]
 Norm = Literal["pre", "post"]
 
 LEARNED_FUNCTIONS = ("convolution", "dilated_convolution")
-# WaveNet's convolutions are wider than 2 in some papers; the front's are not.
-FRONT_WIDTH = 2
+# WaveNet's convolutions are wider than 2 in some papers; those around a Transformer are not.
+WIDTH = 2
 
 
 class Section(BaseModel):
@@ -87,6 +87,8 @@ class LinearPredictionSettings(Section):
     that listens to itself does not follow oscillations that grow; 1 for none."""
     pitch: PitchSettings | None = None
     """Features of the samples a pitch period back."""
+    logistics: bool = False
+    """The logits of a softmax begin as the log of a mixture of logistics, one around each predictor's forecast."""
 
 
 class CompressionSettings(Section):
@@ -174,12 +176,15 @@ class TransformerSettings(Section):
         return self.d_head + self.d_head % 2
 
 
-class _Front(Section):
-    """Gated convolutions between the embedding and the Transformer."""
+class _Convolutions(Section):
+    """Gated convolutions of width 2 over the samples, around the Transformer."""
 
+    convolutions: Literal["wavenet", "swiglu"] = "wavenet"
+    """WaveNet's layers and head, or pre-norm layers with a Transformer's gate and a norm as head."""
     front_dilations: Dilations = []
-    """One gated convolution of width 2 for each; their skips go past the layers to WaveNet's head. The paper has
-    none."""
+    """One convolution before the Transformer for each; their skips go past it to the head. The paper has none."""
+    back_dilations: Dilations = []
+    """One convolution behind the Transformer for each."""
 
 
 class FramesSettings(Section):
@@ -193,7 +198,7 @@ class FramesSettings(Section):
     """One gated convolution of width 2 for each."""
 
 
-class _SegmentsHoldFrames(_Output, TransformerSettings, _Front, _Input):
+class _SegmentsHoldFrames(_Output, TransformerSettings, _Convolutions, _Input):
     """A Transformer between input and output. Bases stand in reverse: fields keep the order of the parts."""
 
     frames: FramesSettings | None = None
@@ -210,11 +215,12 @@ class _SegmentsHoldFrames(_Output, TransformerSettings, _Front, _Input):
 
     @model_validator(mode="after")
     def _one_place_for_convolutions(self) -> "_SegmentsHoldFrames":
-        if self.frames is not None and self.front_dilations:
-            raise ValueError(
-                f"model.front_dilations={self.front_dilations}: with model.frames the convolutions stand behind the "
-                "Transformer; give them as model.frames.dilations"
-            )
+        for key in ("front_dilations", "back_dilations"):
+            if self.frames is not None and getattr(self, key):
+                raise ValueError(
+                    f"model.{key}={getattr(self, key)}: with model.frames the convolutions stand behind the "
+                    "Transformer, at another width; give them as model.frames.dilations"
+                )
         return self
 
     @property

@@ -141,7 +141,7 @@ def _update(run: Run) -> None:
     verdict, figures.typical_norm = judged(norms, figures.typical_norm, spike_factor=training.skip_spikes_above)
     figures.learning_rate = learning_rate(run.recipe.optimizer, run.step - 1, training.num_steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = figures.learning_rate
+        group["lr"] = figures.learning_rate * group["rate_ratio"]
     # The attribute by which torch's own gradient scaler tells a fused optimizer to do nothing: there it is 1.
     own_share(run.optimizer).found_inf = (verdict != Verdict.TAKEN).float()  # type: ignore[attr-defined]
     run.optimizer.step()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import OptimizerRecipe
+from audio_ct.training.muon import MuonAdamW
 from audio_ct.training.processes import Processes
 
 # Updates that a GPU may be behind before their answer is waited for: by then it is there.
@@ -28,8 +29,11 @@ class Verdict(IntEnum):
     NOT_FINITE = 2
 
 
-def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, sharded: bool = False) -> torch.optim.Optimizer:
-    """Make AdamW; weight decay falls on matrices only, not on biases, norms and embeddings.
+def make_optimizer(model: TokenModel, recipe: OptimizerRecipe, *, sharded: bool = False) -> torch.optim.Optimizer:
+    """Make AdamW, or where the recipe says so Muon for the matrices between embedding and readout and AdamW for others.
+
+    Weight decay falls on matrices only, not on biases, norms and embeddings. Each group's learning rate is "rate_ratio"
+    times the recipe's.
 
     Args:
         model: whose parameters it updates.
@@ -38,22 +42,31 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, sharded: bool =
             sends them to the others. Source: Rajbhandari et al. 2020, "ZeRO", stage 1.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    inside = {id(parameter) for part in (*model.stages.values(), model.head.body) for parameter in part.parameters()}
+    by_muon: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() >= 2 and not name.endswith("bias") and id(parameter) not in embeddings
-        (decayed if is_matrix else plain).append(parameter)
+        if recipe.muon_learning_rate and parameter.dim() == 2 and is_matrix and id(parameter) in inside:
+            by_muon.append(parameter)
+        else:
+            (decayed if is_matrix else plain).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": recipe.weight_decay, "rate_ratio": 1.0, "is_muon": False},
+        {"params": plain, "weight_decay": 0.0, "rate_ratio": 1.0, "is_muon": False},
     ]
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW
+    if recipe.muon_learning_rate is not None:
+        kind, ratio = MuonAdamW, recipe.muon_learning_rate / recipe.learning_rate
+        groups.append({"params": by_muon, "weight_decay": recipe.weight_decay, "rate_ratio": ratio, "is_muon": True})
     beta1, beta2 = recipe.betas
     settings: dict[str, Any] = {"lr": recipe.learning_rate, "betas": (beta1, beta2), "fused": True}
     if not sharded:
-        return torch.optim.AdamW(groups, **settings)
+        return kind(groups, **settings)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+    return ZeroRedundancyOptimizer(groups, kind, **settings)
 
 
 def own_share(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -171,7 +171,9 @@ def test_logits_of_distances_are_laid_out_by_token() -> None:
     hidden = torch.randn(1, 3, 5, dtype=torch.float64)
     # Tokens 2, 0 and 3 stand at 0.5, -1.5 and 1.5 from the middle of the scale.
     predicted = torch.tensor([[0.6, -1.9, 1.5]], dtype=torch.float64)
-    got = Prediction(predicted, torch.ones_like(predicted), model.by_distance).centred_logits(hidden)
+    got = Prediction(predicted[..., None], torch.ones_like(predicted)[..., None], model.by_distance, None).logits(
+        hidden
+    )
     assert model.by_distance is not None
     distances = model.by_distance(hidden)[0]
     for row, nearest in enumerate((2, 0, 3)):
@@ -189,8 +191,8 @@ def test_predictions_and_errors_reach_the_network() -> None:
     assert embedded.shape == (2, tokens.shape[1], 3)
     assert features[0].abs().max() < 6
     plain, expected, _ = model.predictor(tokens, model.predictor.initial_state(2, "cpu"))
-    assert torch.equal(prediction.tokens, plain[..., 0])
-    assert torch.equal(prediction.expected_error, expected[..., 0])
+    assert torch.equal(prediction.forecasts, plain)
+    assert torch.equal(prediction.errors, expected)
     # The third feature of an error is log(1 + |error|) / 3, of the token that was read and its prediction before.
     error = (tokens[:, 1:] - 127.5 - plain[:, :-1, 0]).abs().log1p() / 3
     assert any(torch.allclose(features[0][:, 1:, n], error) for n in range(features[0].shape[-1]))

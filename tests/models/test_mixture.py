@@ -29,7 +29,7 @@ def parameters(mixture: MixtureHead, centred: bool, size: float = 1.0, dtype: An
     if centred:
         scale = mixture.vocabulary_size
         centre, error = (torch.rand(BATCH, 1) - 0.5) * scale, torch.rand(BATCH, 1) * scale / 50
-        prediction = Prediction(centre.double(), error.double(), None)
+        prediction = Prediction(centre.double()[..., None], error.double()[..., None], None, None)
     return mixture(size * torch.randn(BATCH, 1, 5, dtype=dtype), prediction)[:, 0]
 
 
@@ -109,7 +109,7 @@ def test_a_prediction_is_where_the_distribution_stands() -> None:
     nn.init.zeros_(mixture.readout.bias)
     predicted = torch.tensor([-20000.0, 22000.0, 25000.0, 30000.0]).double()
     for expected in (100.0, 1000.0):
-        prediction = Prediction(predicted[:, None], torch.full((4, 1), expected).double(), None)
+        prediction = Prediction(predicted[:, None, None], torch.full((4, 1, 1), expected).double(), None, None)
         told = mixture(torch.zeros(4, 1, 5), prediction)[:, 0]
         middle = mixture.draw(told, torch.full((4,), 0.5)) - 65535 / 2
         torch.testing.assert_close(middle.double(), predicted, atol=1.0, rtol=0)

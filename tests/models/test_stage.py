@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from audio_ct.models.compressive_transformer import CompressiveTransformer
 from audio_ct.models.frames import Frames
-from audio_ct.models.gated_convolutions import GatedConvolutions
+from audio_ct.models.gated_convolutions import GatedConvolution, GatedConvolutions
 from audio_ct.models.heads import SkipBody, SoftmaxHead
 from audio_ct.models.settings import CompressiveTransformerSettings
 from audio_ct.models.stage import flatten, map_state, select_lanes, unflatten
@@ -34,7 +34,9 @@ def model() -> TokenModel:
     torch.manual_seed(0)
     stages = {
         "frames": Frames(CompressiveTransformer(settings()), channels=CHANNELS, d_model=CHANNELS, frame_length=FRAME),
-        "convolutions": GatedConvolutions(CHANNELS, skip_channels=CHANNELS, width=2, dilations=[1, 2]),
+        "convolutions": GatedConvolutions(
+            GatedConvolution(CHANNELS, skip_channels=CHANNELS, width=2, dilation=dilation) for dilation in (1, 2)
+        ),
     }
     head = SoftmaxHead(SkipBody(CHANNELS), CHANNELS, vocabulary_size=9)
     return TokenModel(9, embedding=nn.Embedding(9, CHANNELS), stages=stages, head=head).double().eval()

@@ -46,6 +46,8 @@ predicting = {"linear_prediction": {"order": 3, "windows": [20, 5], "frame_lengt
 one_predictor = {"linear_prediction": {"order": 3, "windows": [20], "frame_length": 4, "bandwidth_expansion": 0.9}}
 pitch = {"shortest_lag": 4, "longest_lag": 9, "window": 10, "taps_before": 2, "taps_after": 3}
 with_pitch = {"linear_prediction": predicting["linear_prediction"] | {"pitch": pitch}}
+around = {"convolutions": "swiglu", "front_dilations": [1, 2, 4], "back_dilations": [1, 2]}
+with_logistics = {"linear_prediction": predicting["linear_prediction"] | {"logistics": True}}
 mixture = {"output": "mixture_of_logistics"}
 
 
@@ -79,7 +81,12 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "mixture-linear-prediction": lambda: compressive(**mixture, **predicting),
     "transformer-xl": lambda: transformer_xl(memory_length=7, norm="post", **front),
     "transformer-xl-no-memory": lambda: transformer_xl(memory_length=0, **predicting),
+    "swiglu": lambda: compressive(**around),
+    "swiglu-back-alone": lambda: transformer_xl(convolutions="swiglu", back_dilations=[1, 2]),
+    "back": lambda: compressive(back_dilations=[1, 2], **front),
+    "logistics": lambda: compressive(**around, **with_logistics),
     "frames": lambda: compressive(**frames),
+    "frames-swiglu": lambda: compressive(convolutions="swiglu", **frames),
     "frames-linear-prediction": lambda: compressive(**frames, **predicting),
     "frames-pitch": lambda: compressive(**frames, **with_pitch),
     "frames-transformer-xl": lambda: transformer_xl(**frames, **with_pitch),
@@ -88,6 +95,7 @@ VARIANTS: dict[str, Callable[[], TokenModel]] = {
     "wavenet-3-sinusoidal": lambda: wavenet(width=3, embedding="sinusoidal"),
     "wavenet-linear-prediction": lambda: wavenet(**predicting),
     "wavenet-one-linear-prediction": lambda: wavenet(**one_predictor),
+    "wavenet-logistics": lambda: wavenet(**with_logistics),
     "wavenet-mixture": lambda: wavenet(**mixture),
     "wavenet-mixture-linear-prediction": lambda: wavenet(**mixture, **predicting),
 }

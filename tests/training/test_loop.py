@@ -25,7 +25,7 @@ from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.stage import State, flatten, map_state, select_lanes
 from audio_ct.models.token_model import ModelOutput, TokenModel
-from audio_ct.recipe import Recipe, parse_recipe, refuse_passwords
+from audio_ct.recipe import OptimizerRecipe, Recipe, parse_recipe, refuse_passwords
 from audio_ct.record import read_record
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.store_builder import TokenStoreBuilder
@@ -233,9 +233,10 @@ def test_the_loop_against_a_slow_reading_of_it(
     store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Adam turns rounding of a gradient near 0 into a visible step; plain descent does not.
-    monkeypatch.setattr(
-        setup, "make_optimizer", lambda model, recipe, sharded: torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    )
+    def plain_descent(model: torch.nn.Module, recipe: OptimizerRecipe, sharded: bool) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": model.parameters(), "rate_ratio": 1.0}], lr=1.0, fused=True)
+
+    monkeypatch.setattr(setup, "make_optimizer", plain_descent)
     settings = recipe(store_path, COMPRESSIVE, "training.update_every={0: 2}", "training.gradient_clip_norm=0.5")
     got = checkpoint.load(train(settings, tmp_path))
 
