@@ -89,7 +89,7 @@ def executed_notebook() -> str:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     if is_whole:
         with tempfile.TemporaryDirectory() as folder:
-            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
+            NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": folder}}).execute()
     exporter = MarkdownExporter()
     exporter.filters["indent"] = lambda text: f"```text\n{text.strip()}\n```"
     text, resources = exporter.from_notebook_node(notebook)

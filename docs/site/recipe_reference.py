@@ -13,6 +13,8 @@ from audio_ct.recipe import Recipe
 
 SIGNS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 LENGTHS = {MinLen: ("at least", "min_length"), MaxLen: ("at most", "max_length")}
+# A bound beyond this only keeps sums within 64 bits.
+UNBOUNDED = 10**12
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}
 
 INTRODUCTION = """# A recipe's keys
@@ -103,7 +105,8 @@ def _bounds(metadata: Any) -> list[str]:
         for part in getattr(each, "metadata", None) or [each] if isinstance(each, FieldInfo) else [each]:
             if type(part) in SIGNS:
                 words, attribute = SIGNS[type(part)]
-                found.append(f"{words} {_number(getattr(part, attribute))}")
+                if abs(getattr(part, attribute)) < UNBOUNDED:
+                    found.append(f"{words} {_number(getattr(part, attribute))}")
             if type(part) in LENGTHS:
                 words, attribute = LENGTHS[type(part)]
                 found.append(f"{words} {getattr(part, attribute)} of them")
