@@ -146,7 +146,8 @@ class BackwardPredictor(nn.Module):
         """
         past, cross, power = covariance[..., :-1, :-1], covariance[..., :-1, -1:], covariance[..., -1, -1]
         ridge = RELATIVE_RIDGE * past.diagonal(dim1=-2, dim2=-1).mean(-1) + ABSOLUTE_RIDGE
-        regular = past + torch.eye(self.order, dtype=past.dtype, device=past.device) * ridge[..., None, None]
+        regular = past.clone()
+        regular.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None])
         # Unchecked, so that a GPU is not waited for: with the ridge it is always positive definite.
         coefficients = torch.cholesky_solve(cross, torch.linalg.cholesky_ex(regular).L)[..., 0]
         left = (power - (coefficients * cross[..., 0]).sum(-1)) / self.windows

@@ -127,13 +127,18 @@ class PitchTaps(nn.Module):
         """
         age_S = torch.arange(self.frame_length - 1, -1, -1, device=past.device, dtype=past.dtype)
         weight_S = self.decay**age_S
-        # Row s of a frame holds the samples from the longest lag before sample s up to it.
-        rows_B2FSK = past.unfold(2, self.longest + 1, 1).unflatten(2, (-1, self.frame_length))
-        now_B2FS = rows_B2FSK[..., -1]
-        kept = torch.cat([rows_B2FSK[..., : self.num_lags], rows_B2FSK[..., -1:]], dim=-1)
-        products = ((now_B2FS * weight_S)[..., None, :] @ kept)[..., 0, :]
-        energies = (weight_S @ kept.square().flatten(0, 2)).unflatten(0, kept.shape[:3])
-        return torch.stack([products, energies], dim=3).transpose(1, 2)
+        # A frame with the longest lag before it; sample s's lags, the longest first, begin at s.
+        stretch_B2FT = past.unfold(2, self.longest + self.frame_length, self.frame_length)
+        frame_B2FS = stretch_B2FT[..., self.longest :]
+        own_B2F1 = (frame_B2FS.square() @ weight_S)[..., None]
+        products = past.new_zeros(*stretch_B2FT.shape[:3], self.num_lags)
+        for s, weight in enumerate(weight_S):
+            products.addcmul_(frame_B2FS[..., s : s + 1] * weight, stretch_B2FT[..., s : s + self.num_lags])
+        # A weighted sum of squares for each place where a lagged frame may begin; frames share them.
+        energy_B2T = past.square().unfold(2, self.frame_length, 1) @ weight_S
+        energies = energy_B2T.unfold(2, self.num_lags, self.frame_length)[:, :, : products.shape[2]]
+        both = [torch.cat([each, own_B2F1], dim=-1) for each in (products, energies)]
+        return torch.stack(both, dim=3).transpose(1, 2)
 
     def _lag(self, correlation: Tensor) -> tuple[Tensor, Tensor]:
         """The lag [...], and both likenesses there with the level in bels [..., 3]."""

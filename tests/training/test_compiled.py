@@ -28,6 +28,8 @@ COMPRESSIVE = CompressiveTransformerSettings(
     compressed_memory_length=4,
     compression_rate=2,
     front_dilations=[1],
+    back_dilations=[1],
+    convolutions="swiglu",
 )
 SETTINGS = {
     "compressive_transformer": COMPRESSIVE,
@@ -37,7 +39,7 @@ SETTINGS = {
         layers_per_stack=2,
         residual_channels=8,
         skip_channels=8,
-        linear_prediction=LinearPredictionSettings(order=4, windows=[20, 5], frame_length=4),
+        linear_prediction=LinearPredictionSettings(order=4, windows=[20, 5], frame_length=4, logistics=True),
     ),
 }
 
