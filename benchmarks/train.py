@@ -28,6 +28,7 @@ from audio_ct.models.build import build_model
 from audio_ct.models.settings import CompressiveTransformerSettings, TransformerXLSettings, WaveNetSettings
 from audio_ct.models.token_model import TokenModel, num_parameters
 from audio_ct.recipe import CorpusRecipe, OptimizerRecipe, Recipe, TrainingRecipe, load_recipe, parse_recipe
+from audio_ct.studies.plan import BASE_FILE, StudyOptions, read_study
 from audio_ct.training.optimizer import clip_gradients, make_optimizer
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
@@ -75,7 +76,10 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 
 def recipes_of(folder: Path) -> list[Recipe]:
-    """Load the recipes of a folder."""
+    """Load the recipes of a folder, or the variants of a study under their names."""
+    if (folder / BASE_FILE).is_file():
+        variants = read_study(folder, folder, StudyOptions(seeds=(0,))).variants
+        return [changed(variant.recipe, name=variant.name) for variant in variants]
     return [load_recipe(path) for path in sorted(folder.glob("*.yaml"))]
 
 

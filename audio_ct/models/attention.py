@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from audio_ct.models.positions import Causality, ContextPositions, SlotPositions, rotate_query
 from audio_ct.models.settings import Kernel, TransformerSettings
 
-# Scores [batch, head, query, key] up to which plain products are the faster ones on a CPU (docs/results.md).
+# Scores [batch, head, query, key] up to which plain products are the faster ones on a CPU (docs/measurements.md).
 CPU_PLAIN_UP_TO = {torch.float32: 3e6, torch.bfloat16: 32e6, torch.float16: 32e6}
 
 
