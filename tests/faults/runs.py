@@ -168,10 +168,8 @@ def _content(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in line.items() if key != "time" and not key.endswith("_per_second")}
-        for line in read_record(run)
-    ]
+    of_the_machine = ("time", "tokens_per_second", "times_real_time", "memory_bytes")
+    return [{key: value for key, value in line.items() if key not in of_the_machine} for line in read_record(run)]
 
 
 def _run(log: str, before: str, arguments: Sequence[str]) -> None:
