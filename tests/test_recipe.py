@@ -133,6 +133,16 @@ def test_every_fault_is_named_at_once_with_the_nearest_key() -> None:
         ),
         ("d_ff: 384", "d_ff: 384\n  linear_prediction: {windows: [1]}", "model.linear_prediction.windows.0=1: "),
         (
+            "d_ff: 384",
+            "d_ff: 384\n  output: mixture_of_logistics\n  linear_prediction: {logistics: true}",
+            "model.linear_prediction.logistics=true is for a softmax",
+        ),
+        (
+            "  front_dilations: [1, 2, 4]",
+            "  convolutions: swiglu",
+            "model.convolutions='swiglu': there are none; give model.front_dilations",
+        ),
+        (
             "window_length: 256",
             "window_length: 200",
             "window_length=200 must be a multiple of model.segment_length=128",
@@ -234,6 +244,13 @@ def test_overrides_are_read_as_yaml_and_validated() -> None:
 
 
 @pytest.mark.fault("recipe")
+def test_muon_is_not_sharded() -> None:
+    overrides = ["optimizer.muon_learning_rate=0.01", "training.shard_optimizer=true"]
+    assert any(
+        "optimizer.muon_learning_rate=0.01 needs training.shard_optimizer=false" in f for f in faults(TEXT, *overrides)
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -64,7 +64,7 @@ def build_model(settings: ModelSettings, vocabulary_size: int) -> TokenModel:
         if len(stages) == 1:
             body = nn.LayerNorm(channels) if settings.norm == "pre" else nn.Identity()
         else:
-            body = SkipBody(channels) if settings.convolutions == "wavenet" else nn.RMSNorm(channels)
+            body = SkipBody(channels) if settings.convolutions == "wavenet" else nn.RMSNorm(channels, eps=1e-6)
     head = HEADS[settings.output](body, hidden_channels, vocabulary_size=vocabulary_size)  # type: ignore[call-arg]
     linear_prediction = None
     if settings.linear_prediction is not None:

@@ -32,4 +32,5 @@ class AmplitudeEmbedding(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """Embed tokens."""
-        return self.mix(F.embedding(tokens, self.features))
+        # As a table's entries, not in autocast's type: the residual stream begins here.
+        return self.mix(F.embedding(tokens, self.features)).to(self.mix.weight.dtype)

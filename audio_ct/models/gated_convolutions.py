@@ -61,7 +61,7 @@ class DilatedLayer(nn.Module, ABC):
 
     @abstractmethod
     def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
-        """What the taps and the queue are of."""
+        """Map inputs to values that taps and queue hold."""
 
     @abstractmethod
     def gate(
@@ -113,15 +113,15 @@ class SwiGLUConvolution(DilatedLayer):
 
     def __init__(self, channels: int, *, width: int, dilation: int) -> None:
         super().__init__(channels, width=width, dilation=dilation)
-        self.norm = nn.RMSNorm(channels)
+        self.norm = nn.RMSNorm(channels, eps=1e-6)
         self.up_gate = nn.Linear(width * channels, 2 * channels)
         self.down = nn.Linear(channels, channels)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
     def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
-        """Normalised inputs."""
-        return self.norm(x)
+        """Normalised inputs, in float32 or more, whatever autocast makes of x."""
+        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32)))  # type: ignore[no-any-return]
 
     def gate(
         self, x: Float[Tensor, "batch time channels"], taps: Float[Tensor, "batch time taps"]

@@ -77,7 +77,7 @@ class Head(nn.Module, ABC):
 
 
 class SoftmaxHead(Head):
-    """A softmax over all tokens; with a linear prediction also by what they are from its forecasts."""
+    """A softmax over all tokens; with a linear prediction also by their distances from its forecasts."""
 
     def __init__(self, body: nn.Module, channels: int, *, vocabulary_size: int) -> None:
         super().__init__(body, channels, vocabulary_size=vocabulary_size, num_outputs=vocabulary_size)

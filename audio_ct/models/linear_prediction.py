@@ -178,7 +178,7 @@ class Prediction:
     logistics: ForecastLogistics | None
 
     def logits(self, hidden: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time vocabulary"]:
-        """What a softmax's logits get from the forecasts."""
+        """Sum the logits by distance and the logistics, for a softmax to add to its own."""
         centred = self.centred_logits(hidden)
         return centred if self.logistics is None else centred + self.logistics(hidden, self.forecasts, self.errors)
 

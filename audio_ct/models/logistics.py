@@ -126,7 +126,9 @@ class _LogMixture(torch.autograd.Function):
             # The density's derivative is -density tanh(z / 2), and tanh(|z| / 2) = 1 - 2 sigmoid(-|z|).
             slope = torch.addcmul(by_height, by_height, tail, value=-2)
             slope = torch.where(tokens > mean, -slope, slope)
-            by_z, by_z_token = slope.sum(dim=-1, keepdim=True) * height, (slope @ tokens[:, None]) * height
-            found.append((by_height.sum(dim=-1, keepdim=True), -by_z * inverse, by_z_token - by_z * mean))
+            by_z = slope.sum(dim=-1, keepdim=True) * height
+            # No matrix product, which a compiled model's backward pass would do in the autocast's type.
+            by_inverse = slope.mul_(tokens - mean).sum(dim=-1, keepdim=True) * height
+            found.append((by_height.sum(dim=-1, keepdim=True), -by_z * inverse, by_inverse))
         by_heights, by_means, by_inverse_scales = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
         return by_heights, by_means, by_inverse_scales, None

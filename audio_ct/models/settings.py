@@ -136,6 +136,16 @@ class _Output(Section):
     output: Literal["softmax", "mixture_of_logistics"] = "softmax"
     """The size of the mixture does not grow with the number of tokens."""
 
+    @model_validator(mode="after")
+    def _logistics_begin_a_softmax(self) -> "_Output":
+        prediction: LinearPredictionSettings | None = getattr(self, "linear_prediction", None)
+        if self.output != "softmax" and prediction is not None and prediction.logistics:
+            raise ValueError(
+                f"model.linear_prediction.logistics=true is for a softmax, and model.output={self.output!r} stands "
+                "around the forecasts anyway; leave one out"
+            )
+        return self
+
 
 class TransformerSettings(Section):
     """The stage that Transformer-XL and the Compressive Transformer share, second memory included."""
@@ -210,6 +220,15 @@ class _SegmentsHoldFrames(_Output, TransformerSettings, _Convolutions, _Input):
             raise ValueError(
                 f"model.linear_prediction.frame_length={self.frame_length} must divide "
                 f"{self.cut_key}={self.cut_length}; try {math.gcd(16, self.cut_length)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _convolutions_are_there(self) -> "_SegmentsHoldFrames":
+        if self.convolutions != "wavenet" and not (self.front_dilations or self.back_dilations or self.frames):
+            raise ValueError(
+                f"model.convolutions={self.convolutions!r}: there are none; give model.front_dilations or "
+                "model.back_dilations"
             )
         return self
 

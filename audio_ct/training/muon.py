@@ -16,6 +16,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 MOMENTUM = 0.95
+MUON_MOMENTS = ("momentum",)
 
 
 def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
@@ -49,13 +50,13 @@ class MuonAdamW(torch.optim.AdamW):
             super().step(closure)
         finally:
             self.param_groups = groups
-        is_left_out = getattr(self, "found_inf", torch.zeros(())) > 0
+        found_inf = getattr(self, "found_inf", None)
         for group in groups:
             for parameter in group["params"] if group["is_muon"] else ():
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, is_left_out)
+                    self._update(parameter, parameter.grad, group, None if found_inf is None else found_inf > 0)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], is_left_out: Tensor) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], is_left_out: Tensor | None) -> None:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -64,5 +65,8 @@ class MuonAdamW(torch.optim.AdamW):
         # An update moves every row by about as much, whatever the shape.
         rate = group["lr"] * max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
         moved = parameter * (1 - group["lr"] * group["weight_decay"]) - rate * direction
-        state["momentum"].copy_(torch.where(is_left_out, state["momentum"], momentum))
-        parameter.copy_(torch.where(is_left_out, parameter, moved))
+        if is_left_out is not None:
+            momentum = torch.where(is_left_out, state["momentum"], momentum)
+            moved = torch.where(is_left_out, parameter, moved)
+        state["momentum"].copy_(momentum)
+        parameter.copy_(moved)

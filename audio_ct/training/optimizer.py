@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from audio_ct.models.token_model import TokenModel
 from audio_ct.recipe import OptimizerRecipe
-from audio_ct.training.muon import MuonAdamW
-from audio_ct.training.processes import Processes
+from audio_ct.training.muon import MUON_MOMENTS, MuonAdamW
+from audio_ct.training.processes import MOMENTS, Processes
 
 # Updates that a GPU may be behind before their answer is waited for: by then it is there.
 BEHIND = 2
@@ -87,13 +87,16 @@ def load_whole_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str
     """Load what `whole_state` gave, here or with another number of processes.
 
     Raises:
-        ValueError: if it is of other parameters.
+        ValueError: if it is of other parameters, or not whole.
     """
     own = own_share(optimizer)
     parameters = {id(parameter) for parameter in _parameters(own)}
+    by_muon = {id(parameter) for group in own.param_groups if group.get("is_muon") for parameter in group["params"]}
     own.state.clear()
     for number, parameter in enumerate(_parameters(optimizer)):
         entry = state.get(number, {})
+        if entry and entry.keys() != set(MUON_MOMENTS if id(parameter) in by_muon else MOMENTS):
+            raise ValueError("the optimizer's running means are missing")
         if any(entry[name].shape != parameter.shape for name in entry if name != "step"):
             raise ValueError("the optimizer's running means are of other parameters")
         if entry and id(parameter) in parameters:

@@ -23,7 +23,7 @@ from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training.figures import Figures, to_tensor
 from audio_ct.training.optimizer import Verdicts, load_whole_state, whole_state
-from audio_ct.training.processes import MOMENTS, Processes
+from audio_ct.training.processes import Processes
 
 logger = logging.getLogger("audio_ct")
 
@@ -289,8 +289,6 @@ def _restore_weights(run: Run, loaded: Checkpoint) -> None:
         if not (all_finite(run.published) and all_finite(run.model)):
             raise ValueError("weights are not finite")
         entries = {int(index): dict(values) for index, values in training.get("optimizer", {}).items()}
-        if not all(entry.keys() == set(MOMENTS) for entry in entries.values()):
-            raise ValueError("the optimizer's running means are missing")
         load_whole_state(run.optimizer, entries)
         run.scaler.load_state_dict({name: value.item() for name, value in training.get("scaler", {}).items()})
 

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from audio_ct import checkpoint
-from benchmarks.gpu_hour import DONE, FAILED, STOPPED, Hour, Part, _plan, main, tokens_per_second
+from benchmarks import gpu_hour
+from benchmarks.gpu_hour import BEGUN, CUT, DONE, FAILED, STOPPED, Hour, Part, _plan, main, tokens_per_second
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "headline"
 SMALL = (
@@ -41,6 +43,23 @@ def test_a_part_is_done_once_and_its_limit_and_its_failure_are_written_down(tmp_
     assert not again.do(Part("long", ("no_such_module",), 60))
 
 
+def test_a_part_that_the_end_of_the_call_cut_or_that_died_with_it_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_hour, "GRACE_SECONDS", 5)
+    hour = Hour(tmp_path, deadline=time.monotonic() + 6)
+    assert not hour.do(Part("cut", ("http.server", "--bind", "127.0.0.1", "0"), 60))
+    assert hour.found["parts"]["cut"]["state"] == CUT
+    assert not hour.do(Part("late", ("calendar", "2026", "1"), 60))
+    assert "late" not in hour.found["parts"]
+    hour.found["parts"]["killed"] = {"state": BEGUN, "seconds": 0.0}
+    again = Hour(tmp_path, deadline=float("inf"), found=hour.found)
+    assert again.do(Part("cut", ("calendar", "2026", "1"), 60))
+    # The calendar knows no --resume, which a training is given.
+    assert not again.do(Part("killed", ("calendar", "2026", "1"), 60, goes_on=True))
+    assert "--resume" in (tmp_path / "killed.log").read_text()
+
+
 def test_the_first_log_is_no_speed(tmp_path: Path) -> None:
     assert tokens_per_second(tmp_path) == 0
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens_per_second": 2.0}\n')
@@ -71,10 +90,10 @@ def test_the_hour_in_small_from_probes_to_the_page(store_path: Path, tmp_path: P
     arguments += ["--tests", "--version", "--probe-windows", "9", "--compare", "--num", "1", "--seconds", "0.02"]
     arguments += [argument for setting in SMALL for argument in ("--set", setting)]
     # Two calls: what the first one's time does not suffice for, the second one does.
-    main(["--minutes", "1", *arguments])
-    main(["--minutes", "3", *arguments])
+    main(["--plan-minutes", "2", "--minutes", "1.2", *arguments])
+    main(["--minutes", "5", *arguments])
     found = json.loads((out / "hour.json").read_text())
-    assert found["planned_seconds"] == 60
+    assert found["planned_seconds"] == 120
     assert {part["state"] for part in found["parts"].values()} == {DONE}
     trained = {path.name for path in (out / "runs").iterdir() if path.is_dir()}
     assert len(trained) == 3

@@ -11,6 +11,7 @@ from audio_ct.models.settings import (
     CompressiveTransformerSettings,
     LinearPredictionSettings,
     ModelSettings,
+    PitchSettings,
     TransformerXLSettings,
     WaveNetSettings,
 )
@@ -34,6 +35,13 @@ SETTINGS: dict[str, ModelSettings] = {
     ),
     "compressive-transformer-most-used": CompressiveTransformerSettings(
         **COMPRESSED, compression={"function": "most_used", "loss": "none"}
+    ),
+    "compressive-transformer-around": CompressiveTransformerSettings(
+        **COMPRESSED,
+        convolutions="swiglu",
+        front_dilations=[1, 2],
+        back_dilations=[1],
+        linear_prediction=LinearPredictionSettings(pitch=PitchSettings(), logistics=True),
     ),
     "transformer-xl": TransformerXLSettings(**STACK),
     "wavenet": WaveNetSettings(**WAVENET),

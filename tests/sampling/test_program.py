@@ -14,6 +14,7 @@ from audio_ct.models.settings import (
     FramesSettings,
     LinearPredictionSettings,
     ModelSettings,
+    PitchSettings,
     WaveNetSettings,
 )
 from audio_ct.models.stage import flatten, map_state
@@ -29,6 +30,19 @@ MODELS: dict[str, ModelSettings] = {
         **TRANSFORMER,
         linear_prediction=LinearPredictionSettings(order=3, windows=[9], frame_length=8),
         frames=FramesSettings(samples=4, channels=8, dilations=[1, 2]),
+    ),
+    "logistics_around": CompressiveTransformerSettings(
+        **TRANSFORMER,
+        convolutions="swiglu",
+        front_dilations=[1, 2],
+        back_dilations=[1],
+        linear_prediction=LinearPredictionSettings(
+            order=3,
+            windows=[9, 5],
+            frame_length=4,
+            logistics=True,
+            pitch=PitchSettings(shortest_lag=4, longest_lag=9, window=10, taps_before=2, taps_after=3),
+        ),
     ),
     "mixture": CompressiveTransformerSettings(
         **TRANSFORMER,
