@@ -1,8 +1,13 @@
-"""The origin of results: the commit of the code that made them."""
+"""The origin of results: the commit of the code that made them, for files and for mlflow's pages."""
 
 import subprocess
 from functools import cache
 from pathlib import Path
+
+from audio_ct import __version__
+
+# Where mlflow's pages look for a run's description.
+NOTE_TAG = "mlflow.note.content"
 
 
 @cache
@@ -23,3 +28,14 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
+
+
+def source_tags(command: str) -> dict[str, str]:
+    """The tags by which mlflow's pages show what made a run, and of which commit.
+
+    Args:
+        command: such as "audio-ct train".
+    """
+    code = commit() or "unknown"
+    ours = {"commit": code, "version": __version__}
+    return ours | {"mlflow.source.name": command, "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": code}

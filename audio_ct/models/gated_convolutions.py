@@ -121,7 +121,7 @@ class SwiGLUConvolution(DilatedLayer):
 
     def tapped(self, x: Float[Tensor, "batch time channels"]) -> Float[Tensor, "batch time channels"]:
         """Normalised inputs, in float32 or more, whatever autocast makes of x."""
-        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32)))  # type: ignore[no-any-return]
+        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32)))
 
     def gate(
         self, x: Float[Tensor, "batch time channels"], taps: Float[Tensor, "batch time taps"]

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from audio_ct import __version__
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.token_model import num_parameters
-from audio_ct.provenance import commit
+from audio_ct.provenance import NOTE_TAG, source_tags
 from audio_ct.signals import stop_on_signals
 from audio_ct.studies.parent_run import close_parent_run, open_parent_run
 from audio_ct.studies.plan import Study, StudyOptions, read_study
@@ -106,7 +105,8 @@ def _track(study: Study) -> Study:
     if not tracking.enabled:
         return study
     assert tracking.uri is not None
-    tags = {"commit": commit() or "unknown", "version": __version__, "command": study.options.command}
+    lines = [f"- **{variant.name}**: {variant.description}" for variant in study.variants]
+    tags = source_tags("audio-ct study") | {"command": study.options.command, NOTE_TAG: "\n".join(lines)}
     parent = open_parent_run(study.out, name=study.name, experiment=tracking.experiment, uri=tracking.uri, tags=tags)
     nested = tracking.model_copy(update={"parent_run_id": parent})
     runs = [replace(run, recipe=run.recipe.model_copy(update={"tracking": nested})) for run in study.runs]

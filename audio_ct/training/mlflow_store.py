@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TRACKING_FILE = "tracking.json"
+# mlflow's pages open such an experiment at its training runs; by itself one opens among pages for language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def default_uri(run_folder: Path) -> str:
@@ -51,7 +53,9 @@ def experiment_id(client: "MlflowClient", experiment: str, uri: str) -> str:
     path = database_path(uri)
     try:
         return client.create_experiment(
-            experiment, artifact_location=None if path is None else str(path.parent / "mlartifacts")
+            experiment,
+            artifact_location=None if path is None else str(path.parent / "mlartifacts"),
+            tags=EXPERIMENT_TAGS,
         )
     except MlflowException:
         # Another run may have made it in the meantime.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from audio_ct import __version__
 from audio_ct.device import emulates_bfloat16
 from audio_ct.durable import write_whole
 from audio_ct.errors import InputError, MissingError
@@ -14,7 +13,7 @@ from audio_ct.locks import hold
 from audio_ct.models.build import build_model
 from audio_ct.models.footprint import outline, refuse_too_large
 from audio_ct.models.token_model import num_parameters
-from audio_ct.provenance import commit
+from audio_ct.provenance import NOTE_TAG, source_tags
 from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
 from audio_ct.storage import is_remote
 from audio_ct.tokens.clip import open_corpus
@@ -150,10 +149,20 @@ def track(run: Run, *, resume: bool) -> AbstractContextManager[Tracker | None]:
             "processes": run.processes.size,
         }
     )
-    tracker.set_tags({"commit": commit() or "unknown", "version": __version__})
+    tracker.set_tags(source_tags("audio-ct train") | {NOTE_TAG: _description(run)})
     tracker.log_dataset(run.store.name, run.store.digest, run.store.address)
     tracker.log_artifact(run.folder / "recipe.yaml")
     return tracker
+
+
+def _description(run: Run) -> str:
+    """A run in a sentence, for mlflow's page of it."""
+    recipe, codec = run.recipe, run.store.codec
+    rate = "" if codec.sample_rate_hz is None else f" at {codec.sample_rate_hz:,} Hz"
+    return (
+        f"{recipe.model.kind.replace('_', ' ')} of {num_parameters(run.model):,} parameters, to learn "
+        f"{recipe.training.max_tokens:,} {codec.unit}s of {run.store.name}{rate}, seed {recipe.seed}."
+    )
 
 
 def refuse_other_recipe(recipe: Recipe, path: Path, trained_by: str) -> None:

@@ -298,6 +298,9 @@ def test_runs_are_nested_in_mlflow_under_one_parent(
     assert parent.info.run_id == note["run_id"]
     assert found["rates/rate-2/seed-0"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == "FINISHED"
+    assert "- **rate-2**: " in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.source.name"] == "audio-ct study"
+    assert "parameters, to learn" in found["rates/rate-2/seed-0"].data.tags["mlflow.note.content"]
     history = client.get_metric_history(parent.info.run_id, "test_bits_per_sample/rate-2")
     assert history[0].value == summary["variants"][0]["bits_per_sample"]
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {

@@ -191,6 +191,8 @@ def test_mlflow_holds_the_run_once_however_often_it_is_resumed(
     experiment = client.get_experiment_by_name("speech")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
+    # mlflow's pages open at its training runs, not among pages for language models.
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert found.info.run_name == "wavenet"
     assert found.info.status == "FINISHED"
     assert found.data.params == {"learning_rate": "0.0003", "kind": "wavenet", "num_layers": "10"}
