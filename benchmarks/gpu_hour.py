@@ -7,7 +7,7 @@ Parts in order, each a command of its own with a limit of its own, its output in
 OUT/hour.json at once:
 
 1. tests: `pytest -m gpu`
-2. speed: `benchmarks.run --gpu`, training and sampling at the paper's size beside the peers and measured ceilings
+2. speed: `benchmarks.run --gpu-only`, training and sampling at the paper's size beside the peers and measured ceilings
 3. probe: every recipe of --recipes for --probe-windows, to learn its tokens/s; from these follow the budgets
 4. train: every recipe for equal minutes, and all for the tokens of the slowest; learning rates fall to their end
 5. compare: test bits on the same samples, waveforms, one page
@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> Hour:
     hour.do(Part("tests", ("pytest", "-q", *options.tests), whole * TESTS_SHARE))
     if options.speed:
         minutes = whole * SPEED_SHARE / 60
-        speed = ("benchmarks.run", "--gpu", "--minutes", f"{minutes:.2f}", "--out", str(out / "speed.json"))
+        speed = ("benchmarks.run", "--gpu-only", "--minutes", f"{minutes:.2f}", "--out", str(out / "speed.json"))
         # A section that has begun is finished.
         hour.do(Part("speed", speed, whole * SPEED_SHARE * 1.5))
 
