@@ -4,6 +4,7 @@ A codec turns prompts into tokens and sampled tokens into files, so that trainin
 which kind of tokens they have.
 """
 
+import logging
 import math
 import os
 import stat
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from audio_ct.audio import MAXIMUM_RATE_HZ, mu_law
 from audio_ct.errors import InputError, MissingError
+
+logger = logging.getLogger("audio_ct")
 
 Encoding = Literal["mu-law", "bytes"]
 Tokens = Integer[Tensor | np.ndarray, " time"]
@@ -165,6 +168,10 @@ class MuLawCodec(Codec):
                 f"{MAXIMUM_RATE_HZ}, bits 1 to {mu_law.MAXIMUM_BITS}."
             )
 
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{self.bits}-bit mu-law codes at {self.sample_rate_hz:,} Hz"
+
     @property
     def start_token(self) -> int:
         """The code of silence, which is where a waveform comes from."""
@@ -205,6 +212,13 @@ class MuLawCodec(Codec):
 
         if max_seconds is not None and not 0 < max_seconds < math.inf:
             raise InputError(f"prompt-seconds={max_seconds} must be above 0; leave it out to keep the whole prompt.")
+        with files.AudioReader(path) as reader:
+            own_hz = reader.sample_rate_hz
+        if own_hz < self.sample_rate_hz:
+            logger.warning(
+                "prompt %s has %s Hz: brought to the model's %s Hz it is empty above %s Hz, unlike its corpus",
+                *(path, f"{own_hz:,}", f"{self.sample_rate_hz:,}", f"{own_hz // 2:,}"),
+            )
         tokens = self.encode(files.read(path, self.sample_rate_hz))
         if max_seconds is not None:
             tokens = tokens[: round(max_seconds * self.sample_rate_hz)]
@@ -252,6 +266,10 @@ class ByteCodec(Codec):
     default_format = "txt"
 
     FORMATS: ClassVar[tuple[str, ...]] = ("txt", "bin")
+
+    def __str__(self) -> str:
+        """For messages."""
+        return "bytes"
 
     @property
     def start_token(self) -> int:

@@ -17,6 +17,8 @@ from audio_ct.training.processes import MOMENTS, Processes
 
 # Updates that a GPU may be behind before their answer is waited for: by then it is there.
 BEHIND = 2
+# The parts of a model between embedding and readout, by the names of their parameters.
+INSIDE = ("stages.", "head.body.")
 # Share of a norm in the running mean of gradient norms.
 NEW_SHARE = 0.02
 
@@ -29,7 +31,7 @@ class Verdict(IntEnum):
     NOT_FINITE = 2
 
 
-def make_optimizer(model: TokenModel, recipe: OptimizerRecipe, *, sharded: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, sharded: bool = False) -> torch.optim.Optimizer:
     """Make AdamW, or where the recipe says so Muon for the matrices between embedding and readout and AdamW for others.
 
     Weight decay falls on matrices only, not on biases, norms and embeddings. Each group's learning rate is "rate_ratio"
@@ -42,13 +44,12 @@ def make_optimizer(model: TokenModel, recipe: OptimizerRecipe, *, sharded: bool 
             sends them to the others. Source: Rajbhandari et al. 2020, "ZeRO", stage 1.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    inside = {id(parameter) for part in (*model.stages.values(), model.head.body) for parameter in part.parameters()}
     by_muon: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() >= 2 and not name.endswith("bias") and id(parameter) not in embeddings
-        if recipe.muon_learning_rate and parameter.dim() == 2 and is_matrix and id(parameter) in inside:
+        if recipe.muon_learning_rate and is_matrix and parameter.dim() == 2 and name.startswith(INSIDE):
             by_muon.append(parameter)
         else:
             (decayed if is_matrix else plain).append(parameter)

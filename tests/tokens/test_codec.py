@@ -92,6 +92,15 @@ def test_a_recording_is_a_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("sampling")
+def test_a_prompt_of_a_lower_rate_is_read_with_a_word_about_its_band(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soundfile.write(tmp_path / "telephone.wav", np.zeros(800), 8000)
+    assert len(AUDIO.read_prompt(tmp_path / "telephone.wav")) == 2400
+    assert "8,000 Hz: brought to the model's 24,000 Hz it is empty above 4,000 Hz" in caplog.text
+    assert str(AUDIO) == f"{AUDIO.bits}-bit mu-law codes at 24,000 Hz"
+
+
 def test_a_file_of_any_bytes_is_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes(bytes(range(256)))
     assert BYTES.read_prompt(tmp_path / "prompt").tolist() == list(range(256))
