@@ -168,7 +168,7 @@ def _content(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
-    of_the_machine = ("time", "tokens_per_second", "times_real_time", "memory_bytes")
+    of_the_machine = ("time", "tokens_per_second", "validation_tokens_per_second", "times_real_time", "memory_bytes")
     return [{key: value for key, value in line.items() if key not in of_the_machine} for line in read_record(run)]
 
 
