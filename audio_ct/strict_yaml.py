@@ -14,6 +14,8 @@ from yaml.constructor import ConstructorError
 from audio_ct.errors import InputError
 
 MAX_DEPTH = 20
+# A list of a thousand wrong numbers is one slip.
+MAX_FAULTS = 30
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -70,13 +72,16 @@ def validate(schema: type[Schema], values: dict[str, Any], *, name: str) -> Sche
     """Build a schema's object from values; unions of models in the schema are told apart by a key `kind`.
 
     Raises:
-        InputError: naming every fault at once, a line each: `name`, key, value, rule and, for an unknown key, the
-            nearest known key.
+        InputError: naming every fault at once, up to 30, a line each: `name`, key, value, rule and, for an unknown key,
+            the nearest known key.
     """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(schema, fault) for fault in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        faults = [_describe(schema, fault) for fault in found[:MAX_FAULTS]]
+        if len(found) > MAX_FAULTS:
+            faults.append(f"{len(found) - MAX_FAULTS} more faults like these.")
         raise InputError("\n".join(f"{name}: {fault}" for fault in faults)) from error
 
 

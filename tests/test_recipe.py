@@ -244,6 +244,12 @@ def test_overrides_are_read_as_yaml_and_validated() -> None:
 
 
 @pytest.mark.fault("recipe")
+def test_a_list_of_wrong_numbers_is_told_in_some_lines() -> None:
+    told = faults(changed("[1, 2, 4]", str([0] * 1000)))
+    assert len(told) == 31
+    assert "970 more faults like these" in told[-1]
+
+
 def test_muon_is_not_sharded() -> None:
     overrides = ["optimizer.muon_learning_rate=0.01", "training.shard_optimizer=true"]
     assert any(

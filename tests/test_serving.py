@@ -189,7 +189,14 @@ def test_other_machines_come_in_only_where_that_is_asked_for(maker: Maker) -> No
 def test_a_signal_ends_it(number: int, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "audio_ct", "serve", "syllables-wavenet", "--port", "0"]
     process = subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ}
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ},
+        # Where a shell started the tests in its background, SIGINT would do nothing.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("page: http://127.0.0.1:")

@@ -248,7 +248,7 @@ def test_a_split_of_which_nothing_is_left_is_refused(store: TokenStore, tmp_path
     with pytest.raises(InputError, match="two or more different stores"):
         merge([store, TokenStore.open(store.address)], tmp_path / "both")
     coarse = build(tmp_path / "coarse", codec=MuLawCodec(RATE_HZ, 4))
-    with pytest.raises(InputError, match=r"coarse.* holds MuLawCodec\(sample_rate_hz=8000, bits=4\)"):
+    with pytest.raises(InputError, match=r"coarse.* holds 4-bit mu-law codes at 8,000 Hz"):
         merge([store, coarse], tmp_path / "both")
 
 

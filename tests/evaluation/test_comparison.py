@@ -149,7 +149,7 @@ def test_a_store_of_other_recordings_is_scored_and_said_one_of_other_tokens_is_r
     prepare(CORPUS, recordings_folder, tmp_path / "slow", options=PrepOptions(sample_rate_hz=8000, jobs=1))
     capsys.readouterr()
     assert command("evaluate", trained("net"), "--store", tmp_path / "slow") == 2
-    assert "sample_rate_hz=8000, bits=8); " in capsys.readouterr().err
+    assert "8-bit mu-law codes at 8,000 Hz; " in capsys.readouterr().err
 
 
 @pytest.mark.fault("two at once")
