@@ -72,5 +72,4 @@ def serve(
     if not server.is_local:
         warning = "whoever reaches this machine can use the page and this machine's time; there is no password"
         print(f"audio-ct: host={host}: {warning}", file=sys.stderr)
-    print(f"page: {server.address}   Ctrl-C ends it", flush=True)
-    serving.serve(server)
+    serving.serve(server, when_ready=lambda: print(f"page: {server.address}   Ctrl-C ends it", flush=True))

@@ -21,7 +21,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -379,10 +379,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def serve(server: Server) -> None:
-    """Answer until SIGINT or SIGTERM, and end when the block in the making is done."""
+def serve(server: Server, *, when_ready: Callable[[], None]) -> None:
+    """Answer until SIGINT or SIGTERM, and end when the block in the making is done.
+
+    `when_ready` is called once a signal would be answered.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        when_ready()
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
         logger.info("ending")
