@@ -50,10 +50,8 @@ TEMPLATE = Path(__file__).with_name("serving.html.jinja")
 MAX_UPLOAD_BYTES = 20 << 20
 MAX_PROMPT_SECONDS = 10.0
 MAX_WAITING = 2
-# Of a client that says nothing.
-SILENCE_SECONDS = 30.0
-# A block takes seconds where the step is not compiled.
-ENDING_SECONDS = 20.0
+# Of a client that says nothing; and of a block in the making, which takes seconds where the step is not compiled.
+SILENCE_SECONDS, ENDING_SECONDS = 30.0, 20.0
 WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 logger = logging.getLogger("audio_ct")
@@ -380,10 +378,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(server: Server, *, when_ready: Callable[[], None]) -> None:
-    """Answer until SIGINT or SIGTERM, and end when the block in the making is done.
-
-    `when_ready` is called once a signal would be answered.
-    """
+    """Answer until SIGINT or SIGTERM, from `when_ready` on, and end when the block in the making is done."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         when_ready()
