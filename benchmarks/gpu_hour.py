@@ -20,6 +20,7 @@ down and the next part begins. The status is 1 where something failed.
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -211,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], help="section.key=value, for all recipes"
     )
-    parser.add_argument("--tests", nargs="*", default=["-m", "gpu"], help="arguments of pytest (%(default)s)")
-    parser.add_argument("--compare", nargs="*", default=["--num", "8", "--seconds", "2"], help="(%(default)s)")
+    parser.add_argument("--tests", type=shlex.split, default="-m gpu", help='of pytest: --tests="-m gpu" (%(default)s)')
+    parser.add_argument("--compare", type=shlex.split, default="--num 8 --seconds 2", help="options (%(default)s)")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave the benchmarks out")
     parser.add_argument("--probe-windows", type=int, default=60, help="(%(default)s)")
     parser.add_argument(

@@ -87,13 +87,13 @@ def test_the_hour_in_small_from_probes_to_the_page(store_path: Path, tmp_path: P
             text.replace("d_ff: 2048", "d_ff: 16").replace("warmup_steps: 100", "warmup_steps: 2")
         )
     arguments = ["--out", str(out), "--store", str(store_path), "--recipes", str(recipes), "--no-speed"]
-    arguments += ["--tests", "--version", "--probe-windows", "9", "--compare", "--num", "1", "--seconds", "0.02"]
+    arguments += ["--tests=--version", "--probe-windows", "9", "--compare=--num 1 --seconds 0.02"]
     arguments += [argument for setting in SMALL for argument in ("--set", setting)]
     # Two calls: what the first one's time does not suffice for, the second one does.
-    main(["--plan-minutes", "2", "--minutes", "1.2", *arguments])
-    main(["--minutes", "5", *arguments])
+    main(["--plan-minutes", "5", "--train-share", "0.3", "--minutes", "1.2", *arguments])
+    main(["--minutes", "5", "--train-share", "0.3", *arguments])
     found = json.loads((out / "hour.json").read_text())
-    assert found["planned_seconds"] == 120
+    assert found["planned_seconds"] == 300
     assert {part["state"] for part in found["parts"].values()} == {DONE}
     trained = {path.name for path in (out / "runs").iterdir() if path.is_dir()}
     assert len(trained) == 3
