@@ -35,7 +35,7 @@ import torch
 
 from audio_ct.durable import write_whole
 from audio_ct.recipe import load_recipe
-from audio_ct.record import METRICS_FILE
+from audio_ct.record import read_record
 from benchmarks import measure
 
 # Shares of all minutes; training has the rest.
@@ -129,9 +129,7 @@ def _limited(command: list[str], log: Any, seconds: float) -> int | None:
 
 def tokens_per_second(run_folder: Path) -> float:
     """Read the speed of a run's last log; 0 where it has one only, which has compiling in it."""
-    metrics = run_folder / METRICS_FILE
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    speeds = [float(speed) for line in lines if (speed := json.loads(line).get("tokens_per_second"))]
+    speeds = [float(speed) for line in read_record(run_folder) if (speed := line.get("tokens_per_second"))]
     return speeds[-1] if len(speeds) > 1 else 0.0
 
 

@@ -17,9 +17,12 @@ from audio_ct.training.optimizer import (
     clip_gradients,
     judged,
     learning_rate,
+    load_whole_state,
     make_optimizer,
     update_every,
+    whole_state,
 )
+from audio_ct.training.processes import open_processes
 
 WAVENET = WaveNetSettings(num_stacks=1, layers_per_stack=1, residual_channels=4, skip_channels=4)
 
@@ -134,3 +137,28 @@ def test_weight_decay_falls_on_matrices_alone(settings: ModelSettings) -> None:
     untouched = {names[id(parameter)] for parameter in plain["params"]}
     expected = {name for name in names.values() if "bias" in name or "norm" in name or "embedding" in name}
     assert untouched >= expected
+
+
+def test_muon_takes_the_matrices_between_embedding_and_readout_and_the_state_travels() -> None:
+    torch.manual_seed(0)
+    model = build_model(compressive_transformer(compressed_memory_length=2), vocabulary_size=5)
+    settings = recipe(muon_learning_rate=2e-2)
+    optimizer = make_optimizer(model, settings)
+    *_, group = optimizer.param_groups
+    assert group["rate_ratio"] == pytest.approx(20)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    taken = {names[id(parameter)] for parameter in group["params"]}
+    assert {"stages.front.layers.0.mix.weight", "head.body.hidden.weight"} < taken
+    assert not taken & {"embedding.weight", "head.readout.weight", "stages.front.layers.0.mix.bias"}
+
+    output = model(torch.randint(5, (2, 8)), model.initial_state(2))
+    (output.logits.square().mean() + sum(output.auxiliary_losses.values())).backward()
+    optimizer.step()
+    with open_processes(60.0) as processes:
+        state = whole_state(optimizer, processes)
+    other = make_optimizer(model, settings)
+    load_whole_state(other, state)
+    assert len(other.state) == len(optimizer.state)
+    for parameter, entries in optimizer.state.items():
+        for name, tensor in entries.items():
+            assert torch.equal(other.state[parameter][name], tensor)
