@@ -14,7 +14,7 @@ from audio_ct.models.build import build_model
 from audio_ct.models.footprint import least_bytes, outline, refuse_too_large
 from audio_ct.models.token_model import TokenModel, all_finite
 from audio_ct.recipe import Recipe, parse_recipe
-from audio_ct.tokens.clip import open_corpus
+from audio_ct.tokens.clip import find_again, open_corpus
 from audio_ct.tokens.codec import Codec, make_codec
 from audio_ct.tokens.store import TokenStore
 
@@ -46,7 +46,8 @@ class Pretrained:
         """Open the corpus that the model was trained on, or another store of the same tokens.
 
         Args:
-            store: path or address; by default the recipe's. One of other recordings is warned of.
+            store: path or address; by default the recipe's, found from the current folder, or from the checkpoint's and
+                those above it. One of other recordings is warned of.
 
         Raises:
             MissingError: if there is none.
@@ -54,14 +55,15 @@ class Pretrained:
                 store that was named mean something else.
         """
         corpus = self.recipe.corpus
+        address = store or find_again(corpus.store, digest=self.manifest.store_digest, checkpoint=self.path)
         try:
-            opened = open_corpus(store or corpus.store, corpus.clip_seconds, cache_gib=corpus.cache_gib)
+            opened = open_corpus(address, corpus.clip_seconds, cache_gib=corpus.cache_gib)
         except MissingError as error:
             if store is not None:
                 raise
             raise MissingError(
-                f"corpus.store={corpus.store!r}, on which {self.label} was trained, is not there; name it, or another "
-                f"store of {self.codec}, by --store."
+                f"corpus.store={corpus.store!r}, on which {self.label} was trained, is not there, from here or from "
+                f"the folders above the checkpoint; name it, or another store of {self.codec}, by --store."
             ) from error
         if opened.digest == self.manifest.store_digest:
             return opened

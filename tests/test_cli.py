@@ -108,6 +108,60 @@ def byte_run(command: Callable[..., int], byte_store_path: Path, tmp_path_factor
     return run
 
 
+def test_a_store_is_found_from_the_folders_above_the_run(
+    shell: Shell,
+    store_path: Path,
+    byte_store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    store = Path(shutil.copytree(store_path, project / "stores/tiny"))
+    monkeypatch.chdir(project)
+    run = ["train", RECIPE, "--run-dir", "runs/net"]
+    assert shell(*run, *of_wavenet(Path("stores/tiny")))[0] == 0
+    few = ["--max-tokens", 1]
+    _, plain, _ = shell("evaluate", "runs/net", *few)
+    assert not [each for each in caplog.messages if "is taken" in each], "the plain path is not spoken of"
+
+    # A path like the recipe's leads to another store from here.
+    shutil.copytree(byte_store_path, elsewhere / "stores/tiny")
+    monkeypatch.chdir(elsewhere)
+    for path in (project / "runs/net", "../project/runs/net"):
+        caplog.clear()
+        status, out, err = shell("evaluate", path, *few)
+        assert (status, out) == (0, plain), err
+        newest = Path(path) / "checkpoints/step-00000002"
+        assert f"corpus.store='stores/tiny': {store} is taken, on which {newest} was trained" in caplog.messages
+    page = ["--num", 1, "--seconds", 0.01, "--out", "page"]
+    caplog.clear()
+    assert shell("compare", project / "runs/net", project / "runs/net", *few, *page)[0] == 0
+    assert sum("is taken" in each for each in caplog.messages) == 1
+    longer = ["--resume", "--set", "training.max_tokens=2048"]
+    status, out, err = shell("train", RECIPE, "--run-dir", project / "runs/net", *longer)
+    assert (status, "step-00000004" in out) == (0, True), err
+    assert "store: stores/tiny\n" in (project / "runs/net/recipe.yaml").read_text()
+
+    # Runs on another disk, behind a link.
+    (project / "runs").rename(tmp_path / "disk")
+    (project / "runs").symlink_to(tmp_path / "disk")
+    assert shell("evaluate", project / "runs/net", *few)[0] == 0
+    status, _, err = shell("evaluate", tmp_path / "disk/net", *few)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "corpus.store='stores/tiny' is not the store that net/checkpoints/step-00000004 was trained on" in err
+    shutil.rmtree(elsewhere / "stores")
+    status, _, err = shell("evaluate", tmp_path / "disk/net", *few)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is not there, from here or from the folders above the checkpoint; name it" in err
+    shutil.rmtree(store)
+    status, _, err = shell("train", RECIPE, "--run-dir", project / "runs/net", *longer)
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        "audio-ct: 'stores/tiny' holds no corpus.json; name a token store or prepare one first.",
+    )
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["train", "--help"], ["prep", "folder", "--help"], ["--version"]], ids=" ".join
 )

@@ -93,7 +93,7 @@ def compare(
         generated: list[Generated] = []
         for name, model in zip(names, models, strict=True):
             result = evaluate(
-                model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=store
+                model, split=split, max_tokens=max_tokens, cold_start_samples=cold_start_samples, store=opened.address
             )
             report(f"{name}: {result.bits_per_sample:.4f} bits per sample on {result.tokens.sum():,} samples")
             results.append(result)

@@ -1,15 +1,24 @@
-"""One short clip as a whole corpus, for a model to learn by heart: the first check of anything new."""
+"""A recipe's corpus: a store, or a short clip of it for a model to learn by heart, the first check of anything new."""
 
+import hashlib
+import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from audio_ct.errors import InputError
+from audio_ct.errors import AudioCTError, InputError
+from audio_ct.storage import is_remote
 from audio_ct.tokens.recordings import Recordings
 from audio_ct.tokens.store import Recording, StoredTokens, TokenStore
-from audio_ct.tokens.store_files import CACHE_GIB
+from audio_ct.tokens.store_files import CACHE_GIB, LocalFiles
+
+# Between the digest of a store and the length of a clip of it.
+CLIP = "-clip-"
+
+logger = logging.getLogger("audio_ct")
 
 
 class ClipStore(TokenStore):
@@ -50,7 +59,7 @@ class ClipStore(TokenStore):
         start = int(np.argmax(total[length:] - total[:-length]))
         clip = replace(recording, offset=recording.offset + start, length=length)
         store._recordings = dict.fromkeys(store.splits, Recordings.from_rows([clip]))
-        store.digest = f"{store.digest}-clip-{length}"
+        store.digest = f"{store.digest}{CLIP}{length}"
         return store
 
     def tokens(self, split: str, recording: Recording | int, start: int = 0, stop: int | None = None) -> StoredTokens:
@@ -65,3 +74,37 @@ def open_corpus(
     if clip_seconds is None:
         return TokenStore.open(address, cache_gib=cache_gib)
     return ClipStore.open_clip(address, clip_seconds, cache_gib=cache_gib)
+
+
+def find_again(address: str, *, digest: str, checkpoint: Path) -> str:
+    """The address of the corpus that a checkpoint was trained on, seen from the current folder.
+
+    A relative path is looked for from the current folder, then from each folder above the checkpoint, links on that way
+    followed or not. Only a store of the digest is taken.
+
+    Args:
+        address: As in the checkpoint's recipe.
+        digest: As in its manifest.
+        checkpoint: Its folder.
+
+    Returns:
+        The first such place, or the address as it was where there is none, or where it is in object storage.
+    """
+    if is_remote(address):
+        return address
+    # Where a project's runs lie on another disk, its stores are beside the link to it.
+    above = (*checkpoint.resolve().parents, *checkpoint.absolute().parents)
+    for place in (Path(address), *(folder / address for folder in above)):
+        if _manifest_digest(place) == digest.partition(CLIP)[0]:
+            if place != Path(address):
+                logger.info("corpus.store=%r: %s is taken, on which %s was trained", address, place, checkpoint)
+            return str(place)
+    return address
+
+
+def _manifest_digest(folder: Path) -> str | None:
+    """The digest of a store; None where none can be read."""
+    try:
+        return hashlib.sha256(LocalFiles(folder).read_manifest()).hexdigest()
+    except (AudioCTError, OSError):
+        return None

@@ -16,7 +16,7 @@ from audio_ct.models.token_model import num_parameters
 from audio_ct.provenance import NOTE_TAG, source_tags
 from audio_ct.recipe import Recipe, flat, parse_recipe, refuse_passwords
 from audio_ct.storage import is_remote
-from audio_ct.tokens.clip import open_corpus
+from audio_ct.tokens.clip import find_again, open_corpus
 from audio_ct.tokens.store import TokenStore
 from audio_ct.tokens.streams import Streams
 from audio_ct.training.averaging import averaged
@@ -75,7 +75,10 @@ def begin(recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -
     refuse_passwords(recipe)
     own_lanes = processes.own_lanes(recipe.training.batch_size)
     loaded = newest_checkpoint(folder, processes, resume=resume)
-    store = open_corpus(recipe.corpus.store, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
+    address = recipe.corpus.store
+    if loaded is not None:
+        address = find_again(address, digest=loaded.manifest.store_digest, checkpoint=loaded.path)
+    store = open_corpus(address, recipe.corpus.clip_seconds, cache_gib=recipe.corpus.cache_gib)
     # What is elsewhere is verified shard by shard, as it is fetched.
     if not is_remote(recipe.corpus.store):
         store.verify()
