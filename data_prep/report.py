@@ -24,6 +24,7 @@ from .duplicates import Duplicates
 from .measures import LETTERS, MAXIMUM_BANDS, spectrum_db
 from .options import PrepOptions
 from .report_figure import draw
+from .report_speakers import about_speakers, named, seconds_by_split
 from .report_warnings import FULL_BAND, warnings_of
 
 UNKNOWN_SPEAKER = "unknown"
@@ -175,6 +176,7 @@ class Report:
         seconds, rates_hz = table["seconds"], table["sample_rate_hz"]
         rates, of_rate = np.unique(rates_hz, return_inverse=True)
         corpus = self._corpus
+        by_split = seconds_by_split(table["split"], table["group"], seconds, len(self._groups))
         return {
             "corpus": {
                 "name": corpus.name,
@@ -188,10 +190,11 @@ class Report:
             "num_recordings": len(seconds),
             "audio_seconds": round(float(seconds.sum()), 3),
             "num_speakers": _num_speakers(list(self._groups)),
+            "speakers": about_speakers(list(self._groups), by_split),
             "num_rejects": self._reasons.total(),
             "rejects": dict(sorted(self._reasons.items())),
             "warnings": [],
-            "splits": self._splits(table),
+            "splits": self._splits(table, by_split > 0),
             "source_sample_rates_hz": {str(rate): int(n) for rate, n in zip(rates, np.bincount(of_rate), strict=True)},
             "source_seconds": {
                 str(rate): round(float(total), 3)
@@ -212,7 +215,7 @@ class Report:
             "truncated": {"num_recordings": self._num_truncated, "first": self._truncated},
             "duplicates": {"num_left_out": self._reasons["duplicate"]} | self._duplicates,
             "num_groups": len(self._groups),
-            "groups": self._group_rows(table),
+            "groups": self._group_rows(table, by_split),
             "options": self._options.preparation(),
             "software": {
                 "soxr": soxr.__version__,
@@ -222,24 +225,22 @@ class Report:
             },
         }
 
-    def _splits(self, table: dict[str, Array]) -> dict[str, Any]:
-        """Of each split, how much it holds, and of whom."""
+    def _splits(self, table: dict[str, Array], present: Array) -> dict[str, Any]:
+        """Of each split, how much it holds, and of whom: `present` [groups, splits]."""
         groups = list(self._groups)
-        present = np.zeros((len(SPLITS), len(groups)), bool)
-        present[table["split"], table["group"]] = True
         options = self._options
         asked = dict(zip(SPLITS[1:], (options.validation_fraction, options.test_fraction), strict=True))
         found = {}
         for number, split in enumerate(SPLITS):
             chosen = table["split"] == number
-            alone = present[number] & (present.sum(axis=0) == 1)
+            alone = present[:, number] & (present.sum(axis=1) == 1)
             seconds = float(table["seconds"][chosen].sum())
             found[split] = {
                 "num_recordings": int(np.count_nonzero(chosen)),
                 "seconds": round(seconds, 3),
                 "share": seconds / max(float(table["seconds"].sum()), 1e-9),
                 "asked": None if self._official_splits else asked.get(split),
-                "num_speakers": _num_speakers([groups[index] for index in np.flatnonzero(present[number])]),
+                "num_speakers": _num_speakers([groups[index] for index in np.flatnonzero(present[:, number])]),
                 "num_speakers_of_it_alone": _num_speakers([groups[index] for index in np.flatnonzero(alone)]),
             }
         return found
@@ -274,8 +275,8 @@ class Report:
         listed = [{"name": names[i], "seconds": round(float(seconds[i]), 3)} for i in order[:MAXIMUM_LISTED]]
         return {"num_groups": len(order), "groups": listed}
 
-    def _group_rows(self, table: dict[str, Array]) -> list[dict[str, Any]]:
-        """Of each group, the longest first, its figures: means over its time."""
+    def _group_rows(self, table: dict[str, Array], by_split: Array) -> list[dict[str, Any]]:
+        """Of each group, the longest first, its figures: its seconds in each split, and means over its time."""
         group, seconds = table["group"], table["seconds"]
         total = np.bincount(group, seconds, minlength=len(self._groups))
 
@@ -293,6 +294,7 @@ class Report:
                 "name": keys[index][1],
                 "num_recordings": int(count[index]),
                 "seconds": round(float(total[index]), 3),
+                "split_seconds": named(by_split[index]),
                 "level_dbfs": round(float(level_dbfs[index]), 2),
                 "clipped": round(float(clipped[index]), 6),
                 "silent": round(float(silent[index]), 4),

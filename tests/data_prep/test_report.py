@@ -104,6 +104,14 @@ def test_figures_are_those_of_the_recordings(tmp_path: Path) -> None:
     anna, ben, folder = content["groups"]
     assert (anna["name"], ben["name"], folder["name"], folder["kind"]) == ("anna", "ben", "some/folder", "folder")
     assert anna["seconds"] == 6.0
+    assert anna["split_seconds"] == {"train": 4.0, "validation": 0.0, "test": 2.0}
+    assert content["speakers"] == {
+        "num_known": 2,
+        "unknown_seconds": 2.0,
+        "num_in_several_splits": 1,
+        "in_several_splits_seconds": 6.0,
+        "in_several_splits": [{"name": "anna", "train": 4.0, "validation": 0.0, "test": 2.0}],
+    }
     assert anna["level_dbfs"] == pytest.approx(10 * np.log10((5 * 10**-2 + 1 * 10**-3) / 6), abs=0.01)
     assert content["limited"]["most"] == [{"name": "b", "num_samples": 7}]
     assert content["truncated"] == {"num_recordings": 1, "first": ["d"]}
@@ -116,6 +124,11 @@ def test_figures_are_those_of_the_recordings(tmp_path: Path) -> None:
         "and 2 more in rejects.jsonl",
         "A. Author & B. Author",
         "MIT",
+        "10.0 s of 2 speakers and unknown ones",
+        "1 of 2 speakers, 6.0 s of audio, has recordings in more than one split",
+        "anna 6.0 s 4.0 s\N{EN DASH}2.0 s 3",
+        "some/folder folder 2.0 s \N{EN DASH}\N{EN DASH}2.0 s 1",
+        "Of 2.0 s the speaker is not known",
     ):
         assert text in words
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -268,3 +281,37 @@ def test_many_speakers_share_what_is_kept_of_them(tmp_path: Path, monkeypatch: p
     assert len(content["groups"]) == 3
     assert "3 with most audio, of 8; report.json has more" in Parsed(tmp_path / "report.html").words
     assert found._spectra.sum() == pytest.approx(content["audio_seconds"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_who_is_in_several_splits_is_counted_and_the_longest_are_named(tmp_path: Path) -> None:
+    found = Report(CORPUS, PrepOptions(split_by="recording"), RATE_HZ)
+    for number in range(30):
+        for split in ("train", "test"):
+            found.add(split, encoded(f"{number} {split}", f"s{number:02}", 1.0 + number))
+    several = content_of(found, tmp_path)["speakers"]
+    assert several["num_in_several_splits"] == 30
+    assert [each["name"] for each in several["in_several_splits"]] == [f"s{number:02}" for number in range(29, 9, -1)]
+    words = Parsed(tmp_path / "report.html").words
+    assert "(--split-by speaker keeps voices apart): s29, s28, " in words
+    assert "s10 and 10 more." in words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_speakers_of_one_split_each_and_none_known(tmp_path: Path) -> None:
+    found = Report(CORPUS, PrepOptions(), RATE_HZ)
+    for split in ("train", "validation", "test"):
+        found.add(split, encoded(split, f"of {split}"))
+    content = content_of(found, tmp_path)
+    assert content["speakers"]["in_several_splits"] == []
+    assert "Nobody has recordings in more than one split" in Parsed(tmp_path / "report.html").words
+
+    found = Report(CORPUS, PrepOptions(), RATE_HZ)
+    for split in ("train", "validation", "test"):
+        found.add(split, replace(encoded(split, "unknown"), source=f"{split}.wav"))
+    content = content_of(found, tmp_path)
+    assert (content["num_speakers"], content["speakers"]["num_known"]) == (1, 0)
+    words = Parsed(tmp_path / "report.html").words
+    assert "3 recordings, 3.0 s, no speaker known" in words
+    assert "No speaker is known, and voices of one split may be in another." in words
+    assert "unknown folder 3.0 s 1.0 s1.0 s1.0 s 3" in words
