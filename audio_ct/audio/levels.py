@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import librosa
 import numpy as np
 
 FRAME_SECONDS = 0.03
@@ -47,4 +48,4 @@ def levels(waveform: np.ndarray, sample_rate_hz: int) -> Levels:
 
 def decibels(mean_square: np.ndarray | np.floating) -> np.ndarray:
     """Turn mean squares into dB of full scale, not below -120."""
-    return np.asarray(10 * np.log10(np.maximum(mean_square, 10 ** (FLOOR_DBFS / 10))))
+    return np.asarray(librosa.power_to_db(mean_square, amin=10 ** (FLOOR_DBFS / 10), top_db=None))

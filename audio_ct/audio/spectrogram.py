@@ -58,7 +58,7 @@ def mel_db(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     power = librosa.feature.melspectrogram(
         y=padded, sr=sample_rate_hz, n_fft=length, hop_length=hop_length, n_mels=NUM_MEL_BANDS
     )
-    return np.asarray(10 * np.log10(np.maximum(power, 1e-10)))
+    return np.asarray(librosa.power_to_db(power, top_db=None))
 
 
 def save_spectrogram(waveform: np.ndarray, sample_rate_hz: int, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Intervals of bits per sample by resampling whole recordings: samples of one recording are not independent."""
 
 import numpy as np
+import scipy.stats
 
 from audio_ct.errors import InputError
 
@@ -35,14 +36,17 @@ def interval(bits_per_recording: np.ndarray, tokens_per_recording: np.ndarray, *
         raise InputError("recordings: bits must be finite and tokens positive; leave out recordings without a score.")
     if bits.size == 1:
         return -np.inf, np.inf
-    generator = np.random.default_rng(seed)
-    ratios = np.empty(NUM_RESAMPLES)
-    chunk = max(1, CHUNK_INDICES // bits.size)
-    for begin in range(0, NUM_RESAMPLES, chunk):
-        drawn = generator.integers(bits.size, size=(min(chunk, NUM_RESAMPLES - begin), bits.size))
-        ratios[begin : begin + chunk] = bits[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)
+    found = scipy.stats.bootstrap(
+        (bits, tokens),
+        lambda drawn_bits, drawn_tokens, axis: drawn_bits.sum(axis=axis) / drawn_tokens.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, CHUNK_INDICES // bits.size),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def paired_difference(

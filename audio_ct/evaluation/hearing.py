@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import librosa
 import numpy as np
 
 from audio_ct.audio.checks import BURST_CREST_FACTOR_DB, check
@@ -165,7 +166,8 @@ def _modulation(frames_dbfs: np.ndarray) -> tuple[float, float]:
 def _spectrum_db(heard: Sequence[Heard]) -> np.ndarray:
     """Mean power in mel bands relative to the total, dB and not below -80 [80]."""
     power = np.sum([one.band_power for one in heard], axis=0)
-    return np.asarray(10 * np.log10(np.maximum(power / max(power.sum(), 1e-20), 10 ** (BAND_FLOOR_DB / 10))))
+    share = power / max(power.sum(), 1e-20)
+    return np.asarray(librosa.power_to_db(share, amin=10 ** (BAND_FLOOR_DB / 10), top_db=None))
 
 
 def median(values: Sequence[float] | np.ndarray) -> float:

@@ -23,7 +23,7 @@ def sound_classes(waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     hop = round(HOP_SECONDS * sample_rate_hz)
     frame_length = round(FRAME_SECONDS * sample_rate_hz)
     rms = librosa.feature.rms(y=waveform, frame_length=frame_length, hop_length=hop)[0]
-    level_db = 20 * np.log10(np.maximum(rms, 1e-9))
+    level_db = librosa.amplitude_to_db(rms, amin=1e-9, top_db=None)
     _, voiced = pitch(waveform, sample_rate_hz, hop_seconds=HOP_SECONDS)
     num_frames = min(len(level_db), len(voiced))
     kinds = np.where(voiced[:num_frames], CLASSES.index("voiced"), CLASSES.index("unvoiced"))
