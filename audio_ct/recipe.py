@@ -200,12 +200,19 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Draws initial parameters, the order of recordings and samples."""
     corpus: CorpusRecipe
+    """The recordings to learn from."""
     model: ModelSettings
+    """What predicts the next token: a Compressive Transformer, a Transformer-XL or a WaveNet, by its kind."""
     optimizer: OptimizerRecipe
+    """What an update does to the parameters."""
     training: TrainingRecipe
+    """How long, how wide, how exact, and how often what is done."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    """How validation and test are read."""
     sampling: SamplingRecipe = SamplingRecipe()
+    """What a run writes to be heard while it trains."""
     tracking: TrackingRecipe = TrackingRecipe()
+    """Where the run is shown in mlflow."""
 
     @model_validator(mode="after")
     def _windows_end_where_streams_may_be_cut(self) -> Self:

@@ -54,5 +54,9 @@ def test_the_reference_of_recipes_has_every_key() -> None:
     every_key = keys(Recipe.model_json_schema())
     assert len(every_key) > 80
     assert {key for key in every_key if f"| `{key}` |" not in page} == set()
+    # A key's cells are its name, its values, its default and what it is.
+    rows = [line.replace("\\|", "").split("|") for line in page.splitlines() if line.startswith("| `")]
+    assert {row[1].strip(" `") for row in rows} == every_key
+    assert [row[1] for row in rows if not row[4].strip()] == []
     assert "| `learning_rate` | number, above 0, at most 1,000 | **to be given** | The highest of the run. |" in page
     assert "Checked of several keys together: spikes are above the mean; schedule cuts no update." in page

@@ -95,6 +95,8 @@ class CompressionSettings(Section):
     """The compression function and the loss that teaches it."""
 
     function: CompressionFunction = "convolution"
+    """convolution and dilated_convolution have weights that their loss teaches, kernel and stride as long as the rate;
+    mean_pooling and max_pooling have none; most_used keeps the entries that attention used most."""
     loss: CompressionLoss = "attention_reconstruction"
     """attention_reconstruction and auto_encoding are losses of its own; task is the task's loss through the segments of
     a training window; none teaches nothing, as functions without parameters need."""
@@ -120,9 +122,12 @@ class _Input(Section):
     """The part of a model that reads tokens."""
 
     kind: str
+    """Names the model."""
     embedding: Literal["learned", "sinusoidal"] = "learned"
     """A table, or a linear map of sines and cosines of the token's place on the mu-law scale."""
     linear_prediction: LinearPredictionSettings | None = None
+    """What linear filters expect of the next sample, as features and as the centre of the logits; none for a model
+    without."""
 
     @property
     def frame_length(self) -> int:
@@ -151,14 +156,20 @@ class TransformerSettings(Section):
     """The stage that Transformer-XL and the Compressive Transformer share, second memory included."""
 
     num_layers: Layers
+    """Layers of attention and feed-forward, each with memories of its own."""
     d_model: Channels
+    """Channels of an entry, in the layers and in their memories."""
     num_heads: Channels
+    """Heads of queries; they share d_model evenly."""
     num_key_value_heads: Channels | None = None
     """Heads of keys and values, each shared by as many query heads; none for one each."""
     d_ff: Annotated[int, Field(gt=0, le=1 << 18)]
+    """Channels inside the feed-forward part of a layer."""
     norm: Norm = "pre"
     """The paper has post."""
     attention_kernel: Kernel = "auto"
+    """fused is torch's scaled_dot_product_attention, plain matrix products; auto is fused on a GPU, and on a CPU plain
+    up to a size. The result is the same, but for rounding."""
     segment_length: Segment
     """Entries read at once; between segments only memory is carried."""
     memory_length: Entries
@@ -262,6 +273,7 @@ class TransformerXLSettings(_SegmentsHoldFrames):
     """Transformer-XL: the Compressive Transformer with an empty second memory."""
 
     kind: Literal["transformer_xl"] = "transformer_xl"
+    """Names the model."""
 
     compressed_memory_length: ClassVar[int] = 0
     compression_rate: ClassVar[int] = 1
@@ -273,11 +285,13 @@ class CompressiveTransformerSettings(_SegmentsHoldFrames):
     """The Compressive Transformer."""
 
     kind: Literal["compressive_transformer"] = "compressive_transformer"
+    """Names the model."""
     compressed_memory_length: Entries
     """Compressed entries in each layer; 0 is Transformer-XL."""
     compression_rate: Segment = 4
     """Entries that become one; the newest of a segment are dropped where it does not divide it."""
     compression: CompressionSettings = CompressionSettings()
+    """What makes entries that leave memory into compressed ones, and what teaches it."""
     compressed_positions: CompressedPositions = "contiguous"
     """contiguous numbers compressed entries as if each were one sample, as the paper does; own gives them a projection
     and a bias of their own, as DeepMind's code does."""
@@ -302,6 +316,7 @@ class WaveNetSettings(_Output, _Input):
     """WaveNet."""
 
     kind: Literal["wavenet"] = "wavenet"
+    """Names the model."""
     num_stacks: Annotated[int, Field(gt=0, le=64)]
     """Cycles of dilations."""
     layers_per_stack: Annotated[int, Field(gt=0, le=20)]
@@ -309,6 +324,7 @@ class WaveNetSettings(_Output, _Input):
     residual_channels: Channels
     """Channels of the residual stream and of the gates."""
     skip_channels: Channels
+    """Channels of the sum of skips, which the head reads."""
     width: Annotated[int, Field(ge=2, le=1024)] = 2
     """Taps of each convolution."""
 
