@@ -47,7 +47,12 @@ def least_bytes(
     # A stage with a period works once in it, the other parts for every sample.
     stages = [(_num_kept(stage), stage.period or 1) for stage in model.stages.values()]
     num_kept = _num_kept(model) - sum(num for num, _ in stages) + sum(num // period for num, period in stages)
-    output_bytes = torch.float32.itemsize * model.head.readout.out_features
+    num_outputs = model.head.readout.out_features
+    prediction = model.linear_prediction
+    if prediction is not None and prediction.logistics is not None:
+        # Of a mixture of logistics each component is kept for all tokens, and so is their sum.
+        num_outputs += (prediction.logistics.num_predictors + 1) * prediction.logistics.vocabulary_size
+    output_bytes = torch.float32.itemsize * num_outputs
     return {
         "parameters": copies * _num_bytes(model.parameters()) + _num_bytes(model.buffers()),
         "states of the lanes": 2 * batch_size * states,

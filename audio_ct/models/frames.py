@@ -89,7 +89,7 @@ class Frames(Stage):
     def advance(self, caches: State, offset: int) -> None:
         """Read the frame that is full after `offset` samples of the stretch."""
         entry = self.down(caches["frame"].to(self.norm.weight.dtype).flatten(1))[:, None]
-        slot = torch.tensor([offset // self.frame_length - 1], device=entry.device)
+        slot = torch.full((1,), offset // self.frame_length - 1, device=entry.device)
         caches["last"].copy_(self.inner.read(entry, caches["inner"], slot)[0])
         caches["added"].copy_(self._added(caches["last"]))
 

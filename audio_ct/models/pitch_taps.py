@@ -143,7 +143,8 @@ class PitchTaps(nn.Module):
     def _lag(self, correlation: Tensor) -> tuple[Tensor, Tensor]:
         """The lag [...], and both likenesses there with the level in bels [..., 3]."""
         product, energy, own = correlation[..., 0, :-1], correlation[..., 1, :-1], correlation[..., 1, -1:]
-        floor = torch.tensor(FLOORS, dtype=own.dtype, device=own.device)[:, None] * self.settings.window
+        # Filled on the device: a GPU would wait for numbers that are sent to it.
+        floor = torch.stack([own.new_full((1,), each * self.settings.window) for each in FLOORS])
         likeness = product / ((energy + floor) * (own + floor)).sqrt()
         both = likeness.sum(dim=-2)
         best = both.amax(dim=-1, keepdim=True)

@@ -1,7 +1,7 @@
 """Steps of sampling as machine code.
 
 On a CPU a step is compiled ahead of time for its shapes, without weights, and kept on disk under the user's cache
-folder. On a GPU it is compiled and captured as a CUDA graph.
+folder. On a GPU it is captured as a CUDA graph, and compiled before where there is Triton.
 """
 
 import hashlib
@@ -34,12 +34,10 @@ INLINED_LENGTH = 8
 
 
 def can_compile(device: torch.device) -> bool:
-    """Tell if there is a compiler for steps on this device."""
-    # Compilers take a second to import.
+    """Tell if `prepare` can make something of a step on this device; a GPU can always capture it."""
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return has_triton() and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+        return True
+    # Compilers take a second to import.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -154,12 +152,23 @@ def _processor() -> str:
     return f"{platform.machine()} {flags}"
 
 
+def _has_triton() -> bool:
+    """Tell if torch can generate code for the GPU: Triton compiles what launches its kernels with a C compiler."""
+    from torch.utils._triton import has_triton
+
+    return has_triton() and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+
+
 def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
     """Capture a module's kernels as a CUDA graph, to be replayed."""
     tensors = pytree.tree_leaves(arguments)
     before = [tensor.clone() for tensor in tensors]
-    # One sample's products are read from memory faster by generated code than by matrix libraries.
-    compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
+    compiled: Callable[..., object] = module
+    if _has_triton():
+        # One sample's products are read from memory faster by generated code than by matrix libraries.
+        compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
+    else:
+        logger.warning("the step is captured, but not compiled: there is no Triton or no C compiler (gcc or $CC) here")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     # Every sampler compiles the same function for shapes of its own, none of them twice.

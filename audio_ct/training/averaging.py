@@ -19,8 +19,11 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def follow(
-        averages: tuple[Tensor, ...] | list[Tensor], weights: tuple[Tensor, ...] | list[Tensor], num: Tensor | int
+        averages: tuple[Tensor, ...] | list[Tensor], weights: tuple[Tensor, ...] | list[Tensor], _: Tensor | int
     ) -> None:
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(num)) / (10 + int(num))))
+        # The count that is handed over stands on the model's device, and a GPU would be waited for; this is its source.
+        num = int(average.n_averaged)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + num) / (10 + num)))
 
-    return AveragedModel(model, multi_avg_fn=follow).requires_grad_(False)
+    average = AveragedModel(model, multi_avg_fn=follow).requires_grad_(False)
+    return average

@@ -26,6 +26,10 @@ VARIANTS: dict[str, ModelSettings] = {
     "predicted": CompressiveTransformerSettings.model_validate(
         TRANSFORMER | {"linear_prediction": {"order": 4, "windows": [50, 20], "frame_length": 8, "pitch": {}}}
     ),
+    "logistics": WaveNetSettings.model_validate(
+        {"num_stacks": 1, "layers_per_stack": 2, "residual_channels": 8, "skip_channels": 12}
+        | {"linear_prediction": {"order": 4, "windows": [50, 20], "frame_length": 8, "logistics": True}}
+    ),
     "coarse": CompressiveTransformerSettings.model_validate(
         TRANSFORMER | {"compression_rate": 16, "d_ff": 8, "compression": {"loss": "auto_encoding"}}
     ),
