@@ -134,7 +134,7 @@ def train(
 def _compiled(model: TokenModel) -> nn.Module:
     """Compile a model whose gradients are then computed in the types that they have without compilation."""
     # By default the backward pass is compiled as if it stood under autocast too; private, but the only place to say so.
-    torch._functorch.config.backward_pass_autocast = "off"
+    torch._functorch.config.backward_pass_autocast = "off"  # noqa: S105
     return cast(nn.Module, torch.compile(model))
 
 
