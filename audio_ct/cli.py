@@ -226,13 +226,17 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure bits per sample, or per byte, of a checkpoint: as it is, or with other memories."""
+    """Measure bits per sample, or per byte, of a checkpoint: as it is, or with other memories.
+
+    As it is, the figures are added to the record of its run, and to its mlflow run.
+    """
     import torch
 
     import audio_ct
     from audio_ct.evaluation.likelihood import summary
     from audio_ct.pretrained import with_memory_lengths
     from audio_ct.sampling.weights import with_weights
+    from audio_ct.training.afterwards import leave_evaluation
 
     model = with_memory_lengths(
         audio_ct.load(checkpoint), memory_length=memory_length, compressed_memory_length=compressed_memory_length
@@ -253,12 +257,14 @@ def evaluate(
     if as_json:
         finite = [end if math.isfinite(end) else None for end in (low, high)]
         print(json.dumps(figures | {"unit": unit, "interval": finite}, indent=1, allow_nan=False))
-        return
-    ends = f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else ""
-    print(
-        f"{figures['bits_per_sample']:.4f} bits per {unit}{ends} on {figures['tokens']:,} {unit}s of "
-        f"{figures['recordings']} {split} {'stretches' if unit == 'byte' else 'recordings'}"
-    )
+    else:
+        ends = f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else ""
+        print(
+            f"{figures['bits_per_sample']:.4f} bits per {unit}{ends} on {figures['tokens']:,} {unit}s of "
+            f"{figures['recordings']} {split} {'stretches' if unit == 'byte' else 'recordings'}"
+        )
+    if weights == memory == "float32" and memory_length is compressed_memory_length is at_bits is None:
+        leave_evaluation(model, figures, result.store_digest)
 
 
 @app.command()
@@ -311,11 +317,16 @@ def compare(
     store: StoreAddress = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of models of raw speech",
 ) -> None:
-    """Put checkpoints side by side on one page, to read and to hear."""
-    import audio_ct
+    """Put checkpoints side by side on one page, to read and to hear.
 
+    Page and figures are added to the records of their runs, and to their mlflow runs.
+    """
+    import audio_ct
+    from audio_ct.training.afterwards import leave_comparison
+
+    models = [audio_ct.load(checkpoint) for checkpoint in checkpoints]
     page = audio_ct.compare(
-        checkpoints,
+        models,
         out,
         split=split,
         max_tokens=max_tokens,
@@ -329,6 +340,7 @@ def compare(
         report=print,
     )
     print(f"wav files: {out / 'samples'}\ncomparison page: {page}")
+    leave_comparison(models, page)
 
 
 @app.command()

@@ -5,11 +5,14 @@ RUN/metrics.jsonl has what was measured; it is cut where training goes on from a
 
 RUN/events.jsonl has the rest: when training began, the run's parameters, tags, corpus and files, and how it ended:
 {"event": "artifact", "time": 1764000000.123, "path": "samples/step-00001000-00.wav", "folder": "samples"}
+
+Other commands add what they find out about its checkpoints, whoever trains there meanwhile.
 """
 
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +25,8 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 # What every line of these files has; one without was torn by a crash of the machine.
 REQUIRED: dict[str, tuple[str, type]] = {METRICS_FILE: ("step", int), EVENTS_FILE: ("event", str)}
+# Events that say nothing of the training itself.
+AFTERWARDS = ("evaluation", "page")
 
 logger = logging.getLogger("audio_ct")
 
@@ -43,8 +48,9 @@ class Record:
         metrics, events = run_folder / METRICS_FILE, run_folder / EVENTS_FILE
         if resume_step is None and metrics.is_file() and metrics.stat().st_size > 0:
             raise InputError(f"{metrics} already exists; resume that run or choose another folder")
-        kept = _kept(metrics, resume_step), _kept(events, resume_step)
-        self._metrics, self._events = _Log(metrics, kept[0]), _Log(events, kept[1])
+        self._metrics = _Log(metrics, [] if resume_step is None else _up_to(metrics, resume_step))
+        # Of events all are kept, those too that another command adds at this moment.
+        self._events = _Log(events, [] if resume_step is None else None)
 
     def append(self, metrics: Mapping[str, float | None], *, step: int, tokens: int) -> None:
         """Add a line of metrics; a value that is None or not finite becomes null there. A full disk is one warning.
@@ -71,18 +77,20 @@ class _Log:
 
     Args:
         path: the file; it and its folder are made where they are missing.
-        kept: the lines that it begins with.
+        kept: the lines that it begins with; None for whatever is there.
     """
 
-    def __init__(self, path: Path, kept: Iterable[bytes]) -> None:
+    def __init__(self, path: Path, kept: Iterable[bytes] | None) -> None:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, b"".join(kept))
+            if kept is not None:
+                write_whole(path, b"".join(kept))
             self._file = path.open("ab", buffering=0)
+            # A line that a crash has torn ends here.
+            self._unwritten = b"" if _ends_whole(path) else b"\n"
         except OSError as error:
             raise AudioCTError(f"{path}: opening the record failed: {error.strerror}; check the folder") from error
-        self._unwritten = b""
         self._has_warned = False
 
     def append(self, values: Mapping[str, Any]) -> None:
@@ -104,6 +112,24 @@ class _Log:
         if self._unwritten and not self._has_warned:
             self._has_warned = True
             logger.warning("%s: writing the record failed: %s; training goes on, make space there", self._path, reason)
+
+
+def add_event(run_folder: Path, event: str, **values: Any) -> None:
+    """Add an event to a run's record from another process than that which trains it.
+
+    Raises:
+        AudioCTError: the record cannot be opened for writing.
+    """
+    log = _Log(run_folder / EVENTS_FILE, None)
+    log.append({"event": event, "time": round(time.time(), 3), **values})
+    log.close()
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint's folder lies in; None for a model that was handed on."""
+    checkpoints = checkpoint.absolute().parent
+    is_of_run = checkpoints.name == "checkpoints" and (checkpoints.parent / EVENTS_FILE).is_file()
+    return checkpoints.parent if is_of_run else None
 
 
 def whole_lines(path: Path, offset_bytes: int = 0) -> Iterator[tuple[bytes, dict[str, Any], int]]:
@@ -149,8 +175,15 @@ def learning_curve(path: Path) -> list[dict[str, float | None]]:
     return points
 
 
-def _kept(path: Path, resume_step: int | None) -> list[bytes]:
-    """The lines of a record's file that a run goes on behind; events have no step and are all kept."""
-    if resume_step is None:
-        return []
-    return [line for line, values, _ in whole_lines(path) if values.get("step", 0) <= resume_step]
+def _up_to(path: Path, step: int) -> list[bytes]:
+    """The lines of metrics that a run goes on behind."""
+    return [line for line, values, _ in whole_lines(path) if values["step"] <= step]
+
+
+def _ends_whole(path: Path) -> bool:
+    """False if a file's last line lacks its end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

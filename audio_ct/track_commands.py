@@ -1,4 +1,4 @@
-"""The `track` commands: a run's record and its mlflow store. Heavy imports happen inside commands."""
+"""The `track` commands: runs and models in their mlflow store. Heavy imports happen inside commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,12 @@ import typer
 
 from audio_ct.errors import AudioCTError
 
-track = typer.Typer(help="Send records of runs to mlflow after the fact.", no_args_is_help=True)
+track = typer.Typer(help="Send runs and their models to mlflow after the fact.", no_args_is_help=True)
 
 
 @track.callback()
 def _group() -> None:
-    """Send records of runs to mlflow after the fact."""
+    """Send runs and their models to mlflow after the fact."""
 
 
 @track.command()
@@ -34,3 +34,19 @@ def replay(
             faults += str(error).splitlines()
     if faults:
         raise AudioCTError("\n".join(faults))
+
+
+@track.command()
+def model(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its best checkpoint), or a checkpoint in one.")],
+    register: Annotated[str | None, typer.Option(help="Also make it a version of this name in the registry.")] = None,
+    uri: Annotated[str | None, typer.Option(help="The store, if not the one that the run's recipe names.")] = None,
+) -> None:
+    """Put a run's checkpoint into mlflow as a model of its run, for mlflow.pyfunc.load_model; once, if repeated too.
+
+    Its predict takes rows of seconds, temperature, top_p and seed, and returns waveforms: those of audio-ct sample.
+    """
+    from audio_ct.mlflow_model import log_model
+    from audio_ct.pretrained import load
+
+    print(log_model(load(checkpoint, device="cpu"), uri=uri, register=register))

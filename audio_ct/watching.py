@@ -17,7 +17,7 @@ from rich.text import Text
 from audio_ct.errors import AudioCTError, MissingError
 from audio_ct.locks import is_held
 from audio_ct.recipe import load_recipe
-from audio_ct.record import EVENTS_FILE, METRICS_FILE, whole_lines
+from audio_ct.record import AFTERWARDS, EVENTS_FILE, METRICS_FILE, whole_lines
 
 State = Literal["training", "finished", "stopped", "failed", "killed"]
 # What a run's last word says of its state; without one, it was killed.
@@ -98,7 +98,8 @@ class Watched:
 
     def status(self) -> Status:
         """Read what was added, and say how the run stands."""
-        metrics, events = self._metrics.lines(), self._events.lines()
+        metrics = self._metrics.lines()
+        events = [event for event in self._events.lines() if event["event"] not in AFTERWARDS]
         self._read_recipe()
         newest: dict[str, Any] = {}
         for line in metrics:

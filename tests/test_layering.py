@@ -28,7 +28,7 @@ ROOMS = (
     ("studies", "estimates"),
     ("recipe_draft", "publication"),
     ("api", "prep"),
-    ("doctor", "serving", "watching"),
+    ("doctor", "mlflow_model", "serving", "watching"),
     ("corpus_commands", "model_commands", "preference_command", "recipe_commands", "track_commands"),
     ("cli",),
     ("__main__",),

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from audio_ct.errors import AudioCTError, InputError
-from audio_ct.record import EVENTS_FILE, METRICS_FILE, Record, learning_curve, read_record
+from audio_ct.record import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    Record,
+    add_event,
+    learning_curve,
+    read_record,
+    run_of,
+    whole_lines,
+)
 
 
 def write(run_folder: Path, lines: list[dict[str, Any]], **options: Any) -> None:
@@ -87,3 +96,31 @@ def test_the_learning_curve_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> No
         {"tokens": 30, "training_bits": None, "validation_bits": 6.5},
     ]
     assert learning_curve(tmp_path) == learning_curve(checkpoint) == curve
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"event": "artif', b"\0\0\0"])
+def test_what_other_processes_add_stays_beside_what_training_does(tmp_path: Path, torn: bytes) -> None:
+    record = Record(tmp_path)
+    record.append_event("begun")
+    record.close()
+    path = tmp_path / EVENTS_FILE
+    path.write_bytes(path.read_bytes() + torn)
+    add_event(tmp_path, "evaluation", checkpoint_step=9, metrics={"a": None})
+    resumed = Record(tmp_path, resume_step=4)
+    add_event(tmp_path, "page", path="index.html")
+    resumed.append_event("ended")
+    resumed.close()
+    events = [event for _, event, _ in whole_lines(path)]
+    assert [event["event"] for event in events] == ["begun", "evaluation", "page", "ended"]
+    assert events[1]["metrics"] == {"a": None}
+
+
+def test_the_run_of_a_checkpoint_is_the_folder_that_it_lies_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step-00000002"
+    checkpoint.mkdir(parents=True)
+    assert run_of(checkpoint) is None
+    add_event(tmp_path / "run", "begun")
+    assert run_of(checkpoint) == tmp_path / "run"
+    assert run_of(tmp_path / "run") is None
+    monkeypatch.chdir(checkpoint)
+    assert run_of(Path()) == tmp_path / "run"

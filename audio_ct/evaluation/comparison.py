@@ -36,7 +36,7 @@ MAX_PLAYERS = 8
 
 
 def compare(
-    checkpoints: Sequence[Path | str],
+    checkpoints: Sequence[Pretrained | Path | str],
     out: Path | str,
     *,
     split: str = "test",
@@ -53,7 +53,7 @@ def compare(
     """Score models, sample from them and lay all of it side by side on a page, `out`/index.html.
 
     Args:
-        checkpoints: checkpoints or run folders, of models trained on one store.
+        checkpoints: loaded models, or checkpoints or run folders, of models trained on one store.
         out: gets index.html, comparison.json and samples/.
         split: scored split of the corpus.
         max_tokens: score whole recordings, spread over the split, until they hold so many samples; by default all.
@@ -80,7 +80,7 @@ def compare(
         PosixPath('comparison/index.html')
     """
     out, device = Path(out), choose_device()
-    models = [load(path, device) for path in checkpoints]
+    models = [one if isinstance(one, Pretrained) else load(one, device) for one in checkpoints]
     codec, names = _common_codec(models), _names(models)
     num_samples = codec.num_tokens(seconds=seconds)
     if num_waveforms < 1:

@@ -84,6 +84,8 @@ class Likelihood:
     cold_tokens: np.ndarray
     tokens_per_second: float
     """Samples read by the wall clock, cold ones included."""
+    store_digest: str
+    """Of the store that the recordings are from."""
 
     @property
     def bits_per_sample(self) -> float:
@@ -202,7 +204,15 @@ def likelihood(
             counts[row, window.recording] += len(part)
     seconds = time.perf_counter() - began
     names = tuple(recording.name for recording in selection.recordings)
-    return Likelihood(names, bits[0], counts[0], bits[1], counts[1], tokens_per_second=float(counts.sum() / seconds))
+    return Likelihood(
+        names,
+        bits[0],
+        counts[0],
+        bits[1],
+        counts[1],
+        tokens_per_second=float(counts.sum() / seconds),
+        store_digest=selection.store.digest,
+    )
 
 
 def validate(recipe: Recipe, model: TokenModel, store: TokenStore) -> dict[str, float | None]:

@@ -7,14 +7,17 @@ they change nothing.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audio_ct.errors import MissingError
 from audio_ct.recipe import TrackingRecipe
 from audio_ct.record import EVENTS_FILE, METRICS_FILE, whole_lines
+from audio_ct.training.mlflow_database import database_path
 from audio_ct.training.mlflow_store import (
     TRACKING_FILE,
     connect,
@@ -22,6 +25,7 @@ from audio_ct.training.mlflow_store import (
     existing_run,
     experiment_id,
     read_note,
+    without_password,
     write_note,
 )
 
@@ -65,15 +69,24 @@ class MlflowRun:
         self._metrics_offset = self._events_offset = 0
         self._num_events_read = self._num_events_sent = 0
 
-    def open(self) -> None:
-        """Find the run in the store, or make it, and ask how far it has come."""
+    def open(self, *, make: bool = True) -> None:
+        """Find the run in the store, or make it, and ask how far it has come.
+
+        Raises:
+            MissingError: if the store has none, and is not to be given one.
+        """
+        database = database_path(self.uri)
+        if not make and database is not None and not database.is_file():
+            raise self._missing()
         self._begun = next((event for _, event, _ in whole_lines(self._folder / EVENTS_FILE)), {})
         if "id" not in self._begun:
             raise ValueError(f"{EVENTS_FILE} holds nothing yet")
         client, note = connect(self.uri), read_note(self._folder / TRACKING_FILE, self.uri)
         found = existing_run(client, note["run_id"]) if note.get("record") == self._begun["id"] else None
         num_sent = 0 if found is None else note["sent_events"]
-        found = found or self._made(client)
+        found = found or self._tagged(client) or (self._made(client) if make else None)
+        if found is None:
+            raise self._missing()
         parent = self._settings.parent_run_id
         if parent is not None and found.data.tags.get(PARENT_TAG) != parent:
             client.set_tag(found.info.run_id, PARENT_TAG, parent)
@@ -95,31 +108,41 @@ class MlflowRun:
 
         step = max(self.last_step, 0)
         points = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
-        self._opened.log_batch(self.id, metrics=points)
+        self.client.log_batch(self.id, metrics=points)
 
     def set_running(self) -> None:
         """Say that the run goes on, if the store says otherwise."""
         if self.status != "RUNNING":
-            self._opened.update_run(self.id, status="RUNNING")
+            self.client.update_run(self.id, status="RUNNING")
             self.status = "RUNNING"
 
     def end(self, status: str, *, milliseconds: int | None = None) -> None:
         """Say that the run ended, at a time or now, if the store says otherwise."""
         if self.status != status:
-            self._opened.set_terminated(self.id, status=status, end_time=milliseconds)
+            self.client.set_terminated(self.id, status=status, end_time=milliseconds)
             self.status = status
 
     @property
-    def _opened(self) -> "MlflowClient":
+    def client(self) -> "MlflowClient":
+        """The client of the store, once the run is open."""
         assert self._client is not None
         return self._client
 
+    def _missing(self) -> MissingError:
+        return MissingError(
+            f"{self._folder}: {without_password(self.uri)} has no mlflow run of it; audio-ct track replay makes one."
+        )
+
+    def _tagged(self, client: "MlflowClient") -> "Run | None":
+        """The run, if a process made it that was killed before it could note so, or whose note is gone."""
+        experiment = client.get_experiment_by_name(self._settings.experiment)
+        if experiment is None:
+            return None
+        record = f"tags.`{RECORD_TAG}` = '{self._begun['id']}'"
+        return next(iter(client.search_runs([experiment.experiment_id], record, max_results=1)), None)
+
     def _made(self, client: "MlflowClient") -> "Run":
-        """Make the run, unless a process did that was killed before it could note so."""
         experiment = experiment_id(client, self._settings.experiment, self.uri)
-        made = client.search_runs([experiment], f"tags.`{RECORD_TAG}` = '{self._begun['id']}'", max_results=1)
-        if made:
-            return made[0]
         tags = {RECORD_TAG: self._begun["id"]}
         start_time = round(1000 * self._begun["time"])
         return client.create_run(experiment, start_time=start_time, tags=tags, run_name=self._name)
@@ -153,12 +176,14 @@ class MlflowRun:
                 self._unless_refused(partial(self._send_tags, values))
             case {"event": "dataset", "name": name, "digest": digest, "source": source}:
                 self._unless_refused(partial(self._send_dataset, name, digest, source))
-            case {"event": "artifact", "path": place, "folder": folder}:
+            case {"event": "evaluation", "checkpoint_step": step, "metrics": metrics, "time": seconds}:
+                self._unless_refused(partial(self._send_evaluation, metrics, step, round(1000 * seconds)))
+            case {"event": "artifact" | "page", "path": place, "folder": folder}:
                 path = self._folder / place
                 if not path.is_file():
                     self._warn(f"{path} is gone")
                     return
-                self._unless_refused(partial(self._opened.log_artifact, self.id, str(path), folder))
+                self._unless_refused(partial(self.client.log_artifact, self.id, str(path), folder))
                 self.num_files += 1
                 return
             # Beginnings and ends of training: of these mlflow has the last only.
@@ -186,7 +211,7 @@ class MlflowRun:
             self.last_step = step
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             batch = metrics[start : start + MAX_METRICS_PER_BATCH]
-            self._unless_refused(partial(self._opened.log_batch, self.id, metrics=batch))
+            self._unless_refused(partial(self.client.log_batch, self.id, metrics=batch))
         if lines:
             self._metrics_offset = lines[-1][2]
             self.num_lines += num_lines
@@ -196,16 +221,25 @@ class MlflowRun:
         """Send parameters; one that the run already has with another value becomes a tag."""
         from mlflow.entities import Param
 
-        known = self._opened.get_run(self.id).data.params
+        known = self.client.get_run(self.id).data.params
         new = [Param(name, value) for name, value in parameters.items() if name not in known]
         for start in range(0, len(new), MAX_PARAMETERS_PER_BATCH):
-            self._opened.log_batch(self.id, params=new[start : start + MAX_PARAMETERS_PER_BATCH])
+            self.client.log_batch(self.id, params=new[start : start + MAX_PARAMETERS_PER_BATCH])
         changed = {name: value for name, value in parameters.items() if known.get(name, value) != value}
         self._send_tags({f"resumed.{name}": value for name, value in changed.items()})
 
     def _send_tags(self, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
-            self._opened.set_tag(self.id, name, value)
+            self.client.set_tag(self.id, name, value)
+
+    def _send_evaluation(self, metrics: Mapping[str, float | None], step: int, milliseconds: int) -> None:
+        """Send figures that belong together: one that is unknown replaces an older one as no number."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name, math.nan if value is None else value, milliseconds, step) for name, value in metrics.items()
+        ]
+        self.client.log_batch(self.id, metrics=points)
 
     def _send_dataset(self, name: str, digest: str, source: str) -> None:
         from mlflow.entities import Dataset, DatasetInput
@@ -213,7 +247,7 @@ class MlflowRun:
         place = json.dumps({"uri": source, "sha256": digest})
         # mlflow keeps up to 36 characters of a digest.
         dataset = Dataset(name=name, digest=digest[:36], source_type="token store", source=place)
-        self._opened.log_inputs(self.id, datasets=[DatasetInput(dataset=dataset, tags=[])])
+        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset=dataset, tags=[])])
 
     def _unless_refused(self, call: Callable[[], object]) -> None:
         """Make a call; where the store answers that it never will take it, warn instead of trying for ever."""
@@ -223,7 +257,7 @@ class MlflowRun:
             call()
         except MlflowException as error:
             # A run that was deleted there refuses all, and may be restored.
-            is_alive = self._opened.get_run(self.id).info.lifecycle_stage == "active"
+            is_alive = self.client.get_run(self.id).info.lifecycle_stage == "active"
             if error.error_code != "INVALID_PARAMETER_VALUE" or not is_alive:
                 raise
             self._warn(f"left out: {error.message}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from audio_ct.errors import AudioCTError, InputError, MissingError
 from audio_ct.locks import hold
 from audio_ct.recipe import load_recipe, refuse_passwords
-from audio_ct.record import EVENTS_FILE, METRICS_FILE, whole_lines
+from audio_ct.record import AFTERWARDS, EVENTS_FILE, METRICS_FILE, whole_lines
 from audio_ct.training.mlflow_run import MlflowRun
 from audio_ct.training.mlflow_store import as_line, without_password
 
@@ -31,16 +31,7 @@ def replay(run_folder: Path, uri: str | None = None) -> str:
             holds a password.
         AudioCTError: if the store fails; what was sent is not sent again.
     """
-    if not (run_folder / "recipe.yaml").is_file() or not (run_folder / EVENTS_FILE).is_file():
-        raise MissingError(
-            f"run {str(run_folder)!r} holds no recipe.yaml and {EVENTS_FILE}; name a folder that train --run-dir made."
-        )
-    recipe = load_recipe(run_folder / "recipe.yaml")
-    if uri is None and not recipe.tracking.enabled:
-        raise InputError(f"{run_folder}: tracking.enabled=False in its recipe.yaml; name a store with --uri.")
-    settings = recipe.tracking.model_copy(update={} if uri is None else {"uri": uri})
-    refuse_passwords(recipe.model_copy(update={"tracking": settings}))
-    run = MlflowRun(run_folder, settings, recipe.name, warn=lambda reason: logger.warning("%s: %s", run_folder, reason))
+    run = mlflow_run(run_folder, uri)
     store = without_password(run.uri)
     with hold(run_folder, name=f"run {str(run_folder)!r}", use="being trained"):
         status, seconds = _end(run_folder)
@@ -61,9 +52,34 @@ def replay(run_folder: Path, uri: str | None = None) -> str:
     return f"{run_folder}: {sent}, to {store}; mlflow run {run.id} is {status}"
 
 
+def mlflow_run(run_folder: Path, uri: str | None = None) -> MlflowRun:
+    """The mlflow run that follows the record of a run's folder, to be opened.
+
+    Args:
+        run_folder: the run's folder.
+        uri: address of the store; by default that of the run's recipe.
+
+    Raises:
+        MissingError: if the folder holds no run.
+        InputError: if the run's recipe wants no tracking and no store is named, or the address holds a password.
+    """
+    if not (run_folder / "recipe.yaml").is_file() or not (run_folder / EVENTS_FILE).is_file():
+        raise MissingError(
+            f"run {str(run_folder)!r} holds no recipe.yaml and {EVENTS_FILE}; name a folder that train --run-dir made."
+        )
+    recipe = load_recipe(run_folder / "recipe.yaml")
+    if uri is None and not recipe.tracking.enabled:
+        raise InputError(f"{run_folder}: tracking.enabled=False in its recipe.yaml; name a store with --uri.")
+    settings = recipe.tracking.model_copy(update={} if uri is None else {"uri": uri})
+    refuse_passwords(recipe.model_copy(update={"tracking": settings}))
+    return MlflowRun(
+        run_folder, settings, recipe.name, warn=lambda reason: logger.warning("%s: %s", run_folder, reason)
+    )
+
+
 def _end(run_folder: Path) -> tuple[str, float]:
     """How and when a run ended, which no process trains any more."""
-    events = [event for _, event, _ in whole_lines(run_folder / EVENTS_FILE)]
+    events = [event for _, event, _ in whole_lines(run_folder / EVENTS_FILE) if event["event"] not in AFTERWARDS]
     match events[-1:]:
         case [{"event": "ended", "status": str(status), "time": float(seconds)}]:
             return status, seconds
