@@ -37,6 +37,7 @@ GPU_BARS = {
     "gpu_share_of_ceiling": Bar(
         "GPU, paper's size: training FLOP/s as a share of the measured bfloat16 matmul ceiling", ">=", 0.4
     ),
+    "gpu_linear_prediction_share": Bar("GPU: linear prediction's share of a training step", "<=", 0.1),
     "gpu_one_stream": Bar("GPU, one stream, 40M parameters: samples/s, real time", ">=", 24_000.0),
     "gpu_one_stream_plain": Bar("GPU, one stream, 40M parameters: samples/s, a third of real time", ">=", 8_000.0),
     "gpu_many_streams": Bar("GPU, many streams, 40M parameters: samples/s in total", ">=", 1e6),
@@ -45,6 +46,7 @@ CPU_BARS = {
     "cpu_training_over_peer": Bar(
         "CPU, 6.6M parameters: training tokens/s over compressive-transformer-pytorch as it ships", ">=", 3.0
     ),
+    "cpu_linear_prediction_share": Bar("CPU: linear prediction's share of a training step", "<=", 0.1),
     "cpu_sampling_over_peer": Bar(
         "CPU, 1.7M parameters: sampling a second of audio over compressive-transformer-pytorch's generate()", ">=", 50.0
     ),

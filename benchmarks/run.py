@@ -59,6 +59,7 @@ def cpu_sections(ceilings: Row) -> list[Section]:
         "repeats": 3,
     }
     tiny = load_recipe(memory.RECIPE, memory.TINY)
+    small_headline = load_recipe(Path("recipes/studies/headline/base.yaml"))
     return [
         Section(
             "train_trial",
@@ -80,6 +81,11 @@ def cpu_sections(ceilings: Row) -> list[Section]:
         Section(
             "attention",
             partial(attention.measure_kernels, of_small.model, CPU, ceilings, batch_size=4, repeats=7),
+        ),
+        Section(
+            "train_prediction",
+            partial(train.train_prediction, small_headline, CPU, ceilings, repeats=7, calls=1),
+            ("cpu_linear_prediction_share",),
         ),
         Section("train_recipes", partial(train.train_recipes, small, CPU, ceilings, repeats=7, calls=1)),
         Section(
@@ -103,6 +109,7 @@ def gpu_sections(ceilings: Row) -> list[Section]:
     paper = [recipe for recipe in train.recipes_of(Path("recipes/paper")) if recipe.model.kind != "transformer_xl"]
     compiled = [train.changed(recipe, training__compile=True) for recipe in paper]
     ours = next(recipe for recipe in compiled if isinstance(recipe.model, CompressiveTransformerSettings))
+    headline = load_recipe(Path("recipes/headline/compressive_transformer.yaml"), ["training.compile=true"])
     return [
         Section(
             "gpu_train_paper",
@@ -122,6 +129,11 @@ def gpu_sections(ceilings: Row) -> list[Section]:
                 repeats=2,
             ),
             ("gpu_one_stream", "gpu_one_stream_plain", "gpu_many_streams"),
+        ),
+        Section(
+            "gpu_train_prediction",
+            partial(train.train_prediction, headline, GPU, ceilings, repeats=3, calls=2),
+            ("gpu_linear_prediction_share",),
         ),
         Section(
             "gpu_train_reconstruction", partial(train.train_reconstruction, ours, GPU, ceilings, repeats=3, calls=2)

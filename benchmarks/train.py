@@ -3,6 +3,7 @@
     python -m benchmarks.train                  # recipes/small, and the trial beside the peers
     python -m benchmarks.train --parts --curves # how speed follows from batch, segment, memory and layers
     python -m benchmarks.train --parts paper --recipes recipes/paper        # on a GPU
+    python -m benchmarks.train --parts prediction --recipes recipes/headline
 
 A step is a window of every lane: forward, backward, clipping, update, on random tokens, with state carried, as the
 recipe says (batch, window, precision, compilation). Peers train by their own loss on as many lanes and tokens. In
@@ -134,6 +135,27 @@ class Training:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+class Predicting:
+    """The linear prediction in a step of `Training`: predictors, pitch taps and what is fed to the network."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(0)
+        training = recipe.training
+        model = build_model(recipe.model, VOCABULARY_SIZE).to(device)
+        assert model.linear_prediction is not None
+        self.parameters = num_parameters(model.linear_prediction)
+        self.batch_size, self.window_length = training.batch_size, training.window_length
+        self.precision, self.compiled = training.precision, training.compile
+        self._predict: Any = torch.compile(model.linear_prediction) if training.compile else model.linear_prediction
+        self._state = model.initial_state(self.batch_size, device)["linear_prediction"]
+        self._tokens = torch.randint(0, VOCABULARY_SIZE, (self.batch_size, self.window_length), device=device)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Predict a window of every lane; of its gradient there is only that of one small matrix, left out."""
+        self._predict(self._tokens, self._state)
 
 
 def untaught(recipe: Recipe) -> Recipe:
@@ -287,6 +309,22 @@ def train_paper(recipes: Sequence[Recipe], device: torch.device, ceilings: Row, 
     return {"rows": list(rows.values()), "bars": bars}
 
 
+def train_prediction(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
+    """Measure linear prediction's share of a step, and judge it."""
+    inside = "its linear prediction"
+    builds: dict[str, Build] = {
+        label(recipe): partial(Training, recipe, device),
+        inside: partial(Predicting, recipe, device),
+    }
+    rows = time_training(builds, device, ceilings, repeats=repeats, calls=calls)
+    measure.show("Training, and linear prediction in it by itself", list(rows.values()), COLUMNS)
+    whole, part = (rows[name]["tokens_per_second"] for name in (label(recipe), inside))
+    missing = next((row["note"] for row in rows.values() if row["tokens_per_second"] is None), None)
+    share = None if missing else whole / part
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    return {"rows": list(rows.values()), "bars": [judge(f"{kind}_linear_prediction_share", share, missing)]}
+
+
 def train_reconstruction(recipe: Recipe, device: torch.device, ceilings: Row, *, repeats: int, calls: int) -> Row:
     """Measure the attention-reconstruction loss's share of a step."""
     builds: dict[str, Build] = {
@@ -321,7 +359,9 @@ def add_sizes(parser: argparse.ArgumentParser, sizes: dict[str, int]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="*", choices=["recipes", "trial", "paper"], default=["recipes", "trial"])
+    parser.add_argument(
+        "--parts", nargs="*", choices=["recipes", "trial", "paper", "prediction"], default=["recipes", "trial"]
+    )
     parser.add_argument("--curves", action="store_true", help="also how the trial's speed follows from its sizes")
     parser.add_argument("--recipes", type=Path, default=Path("recipes/small"), help="folder (%(default)s)")
     parser.add_argument(
@@ -354,6 +394,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts["trial"] = train_trial(trial, device, result["ceilings"], compiled=compiled, **timing)
     if "paper" in options.parts:
         parts["paper"] = train_paper(recipes, device, result["ceilings"], **timing)
+    if "prediction" in options.parts:
+        predicting = next(each for each in recipes if each.model.linear_prediction is not None)
+        parts["prediction"] = train_prediction(predicting, device, result["ceilings"], **timing)
     if options.curves:
         base = changed(trial, training__compile=bool(options.compile))
         parts["curves"] = train_curves(base, device, result["ceilings"], **timing)

@@ -228,6 +228,15 @@ def test_training_is_measured_beside_the_peer(command: Run) -> None:
     assert result["trial"]["reconstruction_loss_share"] < 1
 
 
+def test_linear_prediction_is_measured_beside_the_step_that_it_is_in(command: Run, tiny_recipes: Path) -> None:
+    result = command(train.main, "--parts", "prediction", "--recipes", tiny_recipes, "--repeats", 2)
+    whole, part = (row["tokens_per_second"] for row in result["prediction"]["rows"])
+    (bar,) = result["bars"]
+    assert bar["key"] == "cpu_linear_prediction_share"
+    assert bar["value"] == whole / part
+    assert 0 < bar["value"] < 1
+
+
 @pytest.mark.usefixtures("_fake_peers")
 def test_a_peer_trains_in_parts_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = train.plain_recipe(TINY, batch_size=5)
