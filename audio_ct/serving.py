@@ -172,7 +172,7 @@ class Maker:
 
     def _blocks(self, wish: Wish, prompt: Int[Tensor, " time"] | None) -> Iterator[np.ndarray]:
         compiled = compiling_pays(self.model.model, wish.num_samples)
-        self.doing = "compiling the step for these settings, half a minute the first time" if compiled else "beginning"
+        self.doing = "getting the step compiled, half a minute the first time" if compiled else "beginning"
         key = wish.filters, compiled
         if self._kept is None or self._kept[0] != key:
             options = EngineOptions(compiled=compiled)

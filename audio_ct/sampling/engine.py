@@ -80,6 +80,7 @@ class Sampler:
         self._cursor = torch.zeros(1, **integers)
         self._uniforms = torch.zeros(BLOCK_SAMPLES, num_waveforms, device=self._device)
         self._block = torch.zeros(num_waveforms, BLOCK_SAMPLES, **integers)
+        self._numbers = torch.tensor(filters.numbers, device=self._device)
 
     @property
     def bytes_per_step(self) -> int:
@@ -143,7 +144,7 @@ class Sampler:
             map_state(Tensor.copy_, self._caches, caches)
             return
         self._caches = caches
-        arguments = (self._tokens, self._cursor, self._uniforms, self._block, caches)
+        arguments = (self._tokens, self._cursor, self._uniforms, self._block, self._numbers, caches)
         # Compiled code keeps to the number of threads that it is compiled under.
         with _threads(self._num_waveforms):
             self._run = prepare(self._step, arguments) if self._compiled else partial(self._step, *arguments)
@@ -157,21 +158,25 @@ class _Step(nn.Module):
         self.model = model
         self._filters = filters
 
-    def forward(self, tokens: Tensor, cursor: Tensor, uniforms: Tensor, block: Tensor, caches: State) -> None:
+    def forward(
+        self, tokens: Tensor, cursor: Tensor, uniforms: Tensor, block: Tensor, numbers: Tensor, caches: State
+    ) -> None:
         """Replace tokens [num_waveforms] by the next ones and put them into the block [num_waveforms, BLOCK_SAMPLES].
 
-        They are drawn with the uniform numbers [BLOCK_SAMPLES, num_waveforms] at the cursor [1], which is moved on.
+        They are drawn with the uniform numbers [BLOCK_SAMPLES, num_waveforms] at the cursor [1], which is moved on, by
+        filters with these numbers.
         """
         logits = self.model.read(tokens, caches)
-        tokens.copy_(self._draw(logits, uniforms.index_select(0, cursor)[0]))
+        tokens.copy_(self._draw(logits, uniforms.index_select(0, cursor)[0], numbers))
         block.index_copy_(1, cursor, tokens[:, None])
         cursor += 1
 
-    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor, uniform: Tensor, numbers: Tensor) -> Tensor:
         # A head draws from its whole distribution without the probabilities of all tokens, where it can.
         if self._filters == NO_FILTERS:
             return self.model.head.draw(logits, uniform)
-        return draw_from(filtered_probabilities(self.model.head.distribution(logits), self._filters), uniform)
+        probabilities = filtered_probabilities(self.model.head.distribution(logits), self._filters, numbers)
+        return draw_from(probabilities, uniform)
 
 
 @contextmanager

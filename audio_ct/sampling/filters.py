@@ -24,6 +24,11 @@ class Filters:
     top_k: int | None = None
     top_p: float | None = None
 
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """Temperature and top-p, 1 where there is none."""
+        return self.temperature, 1.0 if self.top_p is None else self.top_p
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if not 0 <= self.temperature <= MAX_TEMPERATURE:
@@ -41,18 +46,26 @@ NO_FILTERS = Filters()
 
 
 def filtered_probabilities(
-    logits: Float[Tensor, "*batch vocabulary"], filters: Filters = NO_FILTERS
+    logits: Float[Tensor, "*batch vocabulary"],
+    filters: Filters = NO_FILTERS,
+    numbers: Float[Tensor, "2"] | None = None,
 ) -> Float[Tensor, "*batch vocabulary"]:
     """Turn logits into the probabilities to draw from, in float32; with top-p they do not sum to 1.
 
+    Args:
+        logits: of every token.
+        filters: changes to them.
+        numbers: the filters' own `numbers` on the device: compiled code then serves other numbers as well.
+
     Source: top-p is Holtzman et al. 2019, 1904.09751: the token that crosses p is kept, so one always is.
     """
+    temperature, top_p = (filters.temperature, filters.top_p) if numbers is None else numbers.unbind()
     logits = logits.float()
     if filters.temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)
     # Counted from the likeliest token, so that no logit overflows however small the temperature.
-    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / filters.temperature, dim=-1)
+    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
     if filters.top_k is not None and filters.top_k < probabilities.shape[-1]:
         kept = probabilities.topk(filters.top_k, dim=-1)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, kept.indices, kept.values)
@@ -60,5 +73,5 @@ def filtered_probabilities(
     if filters.top_p is not None and filters.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < filters.top_p))
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered * (before < top_p))
     return probabilities

@@ -162,6 +162,17 @@ def test_a_compiled_step_is_kept_for_other_weights_and_made_again_where_damaged(
     assert [path.read_bytes() for path in cache_folder.iterdir()] == [content]
 
 
+@compiling
+@pytest.mark.slow
+def test_a_compiled_step_serves_every_temperature_and_top_p(cache_folder: Path) -> None:
+    model = wavenet(channels=16)
+    for filters in (Filters(temperature=0.7, top_p=0.9), Filters(temperature=1.3, top_p=0.5)):
+        assert torch.equal(
+            made(model, filters=filters, options=EngineOptions(compiled=True)), made(model, filters=filters)
+        )
+        assert len(list(cache_folder.iterdir())) == 1
+
+
 @pytest.mark.parametrize(("channels", "is_kept"), [(16, True), (8, False)])
 def test_a_compiled_step_that_holds_weights_is_not_taken_for_others(
     channels: int, is_kept: bool, monkeypatch: pytest.MonkeyPatch
