@@ -7,9 +7,10 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
@@ -20,10 +21,36 @@ from audio_ct.prep import Out, Overwrite, prep
 from audio_ct.recipe_commands import recipes
 from audio_ct.track_commands import track
 
+# In the order in which they are met.
+COMMANDS = (
+    *(
+        "prep",
+        "corpus",
+        "recipes",
+        "train",
+        "watch",
+        "evaluate",
+        "sample",
+        "serve",
+        "compare",
+        "preferences",
+        "inspect",
+    ),
+    *("study", "export", "track", "doctor"),
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists commands as `COMMANDS` does; typer would put those from other files first, and groups last."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     help="Model raw speech sample by sample: prepare recordings, train, sample, compare.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(prep, name="prep")
@@ -87,11 +114,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    # Taken from the line before typer sees it; here it is listed.
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Anywhere on the line: where an error came from, instead of its one line.")
+    ] = False,
 ) -> None:
-    """Model raw speech sample by sample: prepare recordings, train, sample, compare.
-
-    An error is one line; with --debug anywhere on the line it is a traceback.
-    """
+    """Model raw speech sample by sample: prepare recordings, train, sample, compare."""
 
 
 @app.command()

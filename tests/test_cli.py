@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from audio_ct import cli
 from audio_ct.errors import InputError
 from audio_ct.recipe import load_recipe
 
@@ -172,6 +173,23 @@ def test_help_is_instant_and_imports_nothing_heavy(arguments: list[str]) -> None
     assert done.stdout.splitlines()[-1] == "0 []"
     assert time.perf_counter() - began < 10
     assert done.stderr == ""
+
+
+def test_help_lists_commands_in_the_order_of_work_and_says_debug(shell: Shell) -> None:
+    status, out, _ = shell("--help")
+    assert status == 0
+    assert "--debug" in out
+    listed = re.findall(r"^│ ([a-z]+)  ", out, flags=re.MULTILINE)
+    assert listed == list(cli.COMMANDS)
+
+
+def test_a_shell_completes_commands_and_options(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_AUDIO_CT_COMPLETE", "complete_bash")
+    for words, index, expected in (("audio-ct tr", 1, {"train", "track"}), ("audio-ct train --re", 2, {"--resume"})):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(index))
+        _, out, _ = shell()
+        assert set(out.split()) == expected
 
 
 @pytest.mark.fault("recipe")
