@@ -215,7 +215,7 @@ def _give_metrics(run: "MlflowRun", logged: "LoggedModel", step: int) -> None:
     points = [
         Metric(point.key, point.value, point.timestamp, point.step, model_id=logged.model_id)
         for name in names
-        if name == "validation_bits_per_sample" or name.startswith("evaluation/")
+        if name == "validation_bits_per_sample" or "_split_" in name
         for point in client.get_metric_history(run.id, name)
         if point.step == step
     ]

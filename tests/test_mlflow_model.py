@@ -209,10 +209,10 @@ def test_what_evaluate_finds_stays_with_the_run(
     figures = json.loads(capsys.readouterr().out)
     [event] = events(run, "evaluation")
     assert event["metrics"] == {
-        "evaluation/test_bits_per_sample": figures["bits_per_sample"],
-        "evaluation/test_interval_low": figures["interval"][0],
-        "evaluation/test_interval_high": figures["interval"][1],
-        "evaluation/test_tokens": figures["tokens"],
+        "test_split_bits_per_sample": figures["bits_per_sample"],
+        "test_split_interval_low": figures["interval"][0],
+        "test_split_interval_high": figures["interval"][1],
+        "test_split_tokens": figures["tokens"],
     }
     followed = only_run(uri)
     assert event["metrics"].items() <= followed.data.metrics.items()
@@ -223,8 +223,8 @@ def test_what_evaluate_finds_stays_with_the_run(
     assert command("evaluate", run, "--at-bits", 4) == 0
     # Of one recording: no interval, and none that is left of other recordings.
     assert command("evaluate", run, "--max-tokens", 1) == 0
-    assert [one["metrics"]["evaluation/test_interval_low"] for one in events(run, "evaluation")][1:] == [None]
-    assert np.isnan(only_run(uri).data.metrics["evaluation/test_interval_low"])
+    assert [one["metrics"]["test_split_interval_low"] for one in events(run, "evaluation")][1:] == [None]
+    assert np.isnan(only_run(uri).data.metrics["test_split_interval_low"])
     # What was measured last is what stands.
     assert command("evaluate", run) == 0
     assert event["metrics"].items() <= only_run(uri).data.metrics.items()
@@ -245,7 +245,7 @@ def test_what_compare_finds_stays_with_each_run(
     client, run_id = MlflowClient(uri), only_run(uri).info.run_id
     [page] = client.list_artifacts(run_id, "comparisons/side by side")
     assert page.path.endswith("index.html")
-    assert "evaluation/test_bits_per_sample" in only_run(uri).data.metrics
+    assert "test_split_bits_per_sample" in only_run(uri).data.metrics
     assert events(untracked, "page")[0]["path"] == str(tmp_path / "side by side/index.html")
     said = [entry.message for entry in caplog.records if "side by side/index.html: in" in entry.message]
     assert len(said) == 2
@@ -265,11 +265,11 @@ def test_a_store_that_fails_is_a_warning_and_replay_makes_up_for_it(
     recipe.write_text(recipe.read_text().replace("uri: null", f"uri: {ABSENT_SERVER}"))
     assert command("evaluate", moved, "--split", "validation", "--max-tokens", 1) == 0
     assert f"made up for by: audio-ct track replay {moved}" in caplog.text
-    assert "evaluation/validation_tokens" not in only_run(uri).data.metrics
+    assert "validation_split_tokens" not in only_run(uri).data.metrics
     # While somebody trains there, it is theirs to send.
     with hold(moved, name="moved"):
         assert command("evaluate", moved, "--split", "validation", "--max-tokens", 1) == 0
     assert command("track", "replay", moved, "--uri", uri) == 0
-    assert only_run(uri).data.metrics["evaluation/validation_tokens"] > 0
+    assert only_run(uri).data.metrics["validation_split_tokens"] > 0
     # What training measured on the same split stays apart.
     assert len(MlflowClient(uri).get_metric_history(only_run(uri).info.run_id, "validation_bits_per_sample")) == 1

@@ -66,9 +66,10 @@ def _evaluation(model: Pretrained, figures: Mapping[str, Any]) -> dict[str, Any]
         "interval_high": high,
         "tokens": figures["tokens"],
     }
-    # Of a single recording the interval is unknown: null, and no number in mlflow.
+    # Without a "/", by which mlflow would draw them above all curves, and none of the names of training. Of a
+    # single recording the interval is unknown: null, and no number in mlflow.
     metrics = {
-        f"evaluation/{figures['split']}_{name}": value if value is not None and math.isfinite(value) else None
+        f"{figures['split']}_split_{name}": value if value is not None and math.isfinite(value) else None
         for name, value in values.items()
     }
     return {"event": "evaluation", "checkpoint_step": model.manifest.step, "metrics": metrics}

@@ -472,10 +472,10 @@ def test_a_run_that_was_killed_is_ended_so_and_torn_lines_are_left_out(tmp_path:
     (run / EVENTS_FILE).write_bytes(b"".join([*events[:3], b"\0\0\0\n", *events[3:], b'{"event": "ended", "sta']))
     lines = (run / METRICS_FILE).read_bytes().splitlines(keepends=True)
     (run / METRICS_FILE).write_bytes(b"".join([lines[0], b"[]\n", *lines[1:], b'{"step": 6, "tok']))
-    add_event(run, "evaluation", checkpoint_step=4, metrics={"evaluation/test_bits_per_sample": 1.5})
+    add_event(run, "evaluation", checkpoint_step=4, metrics={"test_split_bits_per_sample": 1.5})
     assert "metric lines: 6, descriptions: 4, files: 6" in replay(run, uri)
     found = assert_holds_once(uri, run, 5, status="KILLED")
-    assert found.data.metrics["evaluation/test_bits_per_sample"] == 1.5
+    assert found.data.metrics["test_split_bits_per_sample"] == 1.5
     assert found.info.end_time == round(1000 * json.loads(lines[-1])["time"])
     # It is resumed after all.
     train_in_words(run, uri, range(5, 7), resume_step=4)
