@@ -103,7 +103,7 @@ def new(
 ) -> None:
     """Draft a recipe for a token store, and say what it takes here. A few windows of training are timed.
 
-    It is a shipped recipe (frames/..., of bytes enwik8/small) with what depends on the store changed, and not tried.
+    It is a shipped recipe (speech/..., of bytes enwik8/small) with what depends on the store changed, and not tried.
     """
     from audio_ct import strict_yaml
     from audio_ct.device import choose_device

@@ -14,9 +14,9 @@ from audio_ct.recipe import Recipe, parse_recipe
 from audio_ct.recipe_files import shipped_recipes
 from audio_ct.tokens.store import TokenStore
 
-# In the family that drafts of speech begin from, an entry is a frame of a millisecond.
-FRAMES_PER_SECOND = 1000
-FRAMES_PER_WINDOW = 32
+# In the family that drafts of speech begin from, predictors are fitted anew each millisecond.
+FITS_PER_SECOND = 1000
+FITS_PER_SEGMENT, SEGMENTS_PER_WINDOW = 8, 4
 # Pitch is searched from 60 to 500 Hz; of slower samples a period has too few to be shown.
 LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ, PITCH_WINDOW_SECONDS = 60, 500, 0.016
 LEAST_RATE_OF_PITCH_HZ = 5000
@@ -33,7 +33,7 @@ def draft(store: TokenStore, kind: str, device: torch.device, *, minutes: float 
     """Draft a recipe for a store.
 
     Args:
-        store: its rate decides on frames and pitch, its bits on the output, its size on lanes and tokens.
+        store: its rate decides on lengths and pitch, its bits on the output, its size on lanes and tokens.
         kind: of the model.
         device: that it shall be trained on.
         minutes: of training there, evaluation not counted; by default the split is read PASSES times.
@@ -92,27 +92,31 @@ def _of_tokens(store: TokenStore, kind: str) -> tuple[str, dict[str, Any]]:
     shipped = shipped_recipes()
     if store.codec.sample_rate_hz is None:
         return shipped["enwik8/small"].read_text(encoding="utf-8"), {"model": _of_bytes(kind), "training": {}}
-    window_length = FRAMES_PER_WINDOW * _frame_length(store)
+    window_length = SEGMENTS_PER_WINDOW * _segment_length(store)
     mean_length = store.num_tokens("train") / max(1, len(store.recordings("train")))
     # A lane begins anew about as often as a recording does.
     reset_every = min(MOST_WINDOWS_OF_A_STATE, max(1, round(mean_length / window_length)))
     training = {"window_length": window_length, "reset_every_windows": reset_every}
     changes = {"model": _of_speech(store, kind), "training": training}
-    return shipped[f"frames/{kind}"].read_text(encoding="utf-8"), changes
+    return shipped[f"speech/{kind}"].read_text(encoding="utf-8"), changes
 
 
 def _name(store: TokenStore, kind: str) -> str:
     return "-".join(re.findall(r"[A-Za-z0-9]+", f"{store.name}-{kind}"))
 
 
-def _frame_length(store: TokenStore) -> int:
+def _fit_length(store: TokenStore) -> int:
     assert store.codec.sample_rate_hz is not None
-    return max(2, round(store.codec.sample_rate_hz / FRAMES_PER_SECOND))
+    return max(2, round(store.codec.sample_rate_hz / FITS_PER_SECOND))
+
+
+def _segment_length(store: TokenStore) -> int:
+    return FITS_PER_SEGMENT * _fit_length(store)
 
 
 def _of_speech(store: TokenStore, kind: str) -> dict[str, Any]:
-    """Changes to the model of recipes/frames, which are made for 8 bits at 16 kHz."""
-    rate_hz, frame_length = store.codec.sample_rate_hz, _frame_length(store)
+    """Changes to the model of recipes/speech, which are made for 8 bits at 16 kHz."""
+    rate_hz, segment_length = store.codec.sample_rate_hz, _segment_length(store)
     assert rate_hz is not None
     pitch = {
         "shortest_lag": rate_hz // HIGHEST_PITCH_HZ,
@@ -121,15 +125,18 @@ def _of_speech(store: TokenStore, kind: str) -> dict[str, Any]:
     }
     model: dict[str, Any] = {
         "linear_prediction": {
-            # Of all three models, so that they may be compared.
-            "frame_length": frame_length,
+            "frame_length": _fit_length(store),
             "pitch": pitch if rate_hz >= LEAST_RATE_OF_PITCH_HZ else None,
         }
     }
-    if kind != "wavenet":
-        model["frames"] = {"samples": frame_length}
+    if kind == "transformer_xl":
+        model |= {"segment_length": segment_length, "memory_length": 2 * segment_length}
+    if kind == "compressive_transformer":
+        model |= dict.fromkeys(("segment_length", "memory_length", "compressed_memory_length"), segment_length)
     if store.codec.bits > 8:
         model["output"] = "mixture_of_logistics"
+        # They begin a softmax.
+        model["linear_prediction"]["logistics"] = False
     return model
 
 

@@ -99,9 +99,9 @@ def test_check_says_the_size_or_every_fault(
 def test_diff_names_what_differs(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("recipes", "diff", "demo/wavenet", "demo/wavenet") == 0
     assert lines_of(capsys) == ["they say the same"]
-    assert command("recipes", "diff", "frames/wavenet", "frames/transformer_xl") == 0
+    assert command("recipes", "diff", "speech/wavenet", "speech/transformer_xl") == 0
     lines = lines_of(capsys)
-    assert "name: 'frames-wavenet' -> 'frames-transformer-xl'" in lines
+    assert "name: 'speech-wavenet' -> 'speech-transformer-xl'" in lines
     assert "model.num_stacks: 2 -> no such key" in lines
     assert all(line.startswith(("name", "model.")) for line in lines)
 
@@ -142,7 +142,7 @@ def test_a_draft_is_written_and_trains(
     recipe = load_recipe(out)
     assert recipe.model.kind == "wavenet"
     assert recipe.training.max_tokens == pytest.approx(30_000, rel=0.2)
-    assert recipe.training.window_length == 32 * 24, "a frame is a millisecond"
+    assert recipe.training.window_length == 32 * 24, "predictors are fitted each millisecond"
     assert recipe.model.linear_prediction.pitch.longest_lag == 400  # type: ignore[union-attr]
     changes = ("training.max_tokens=1536", "training.batch_size=1", "tracking.enabled=false")
     narrow = ("model.layers_per_stack=2", "model.residual_channels=8", "model.skip_channels=8")
@@ -158,6 +158,8 @@ def test_drafts_for_speech_are_recipes_at_every_rate_and_of_one_size(rate_hz: in
     store = TokenStore.open(store_path)
     store.codec = MuLawCodec(sample_rate_hz=rate_hz, bits=16)
     drafts = [draft(store, kind, CPU, minutes=None)[0] for kind in KINDS]
+    entries = [recipe.model for recipe in drafts if recipe.model.kind != "wavenet"]
+    assert len({model.memory_length + model.compressed_memory_length for model in entries}) == 1  # type: ignore[union-attr]
     for recipe in drafts:
         assert recipe.model.output == "mixture_of_logistics"
         assert recipe.training == drafts[0].training
