@@ -2,12 +2,10 @@
 
 import json
 import logging
-import math
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,7 +13,19 @@ from typer.core import TyperGroup
 from audio_ct.corpus_commands import corpus
 from audio_ct.errors import AudioCTError, InputError
 from audio_ct.launch import rank
-from audio_ct.model_commands import CheckpointPath, export, serve, watch
+from audio_ct.model_commands import (
+    CheckpointPath,
+    ColdStartSamples,
+    MaxTokens,
+    MemoryOption,
+    Split,
+    StoreAddress,
+    WeightsOption,
+    evaluate,
+    export,
+    serve,
+    watch,
+)
 from audio_ct.preference_command import preferences
 from audio_ct.prep import Out, Overwrite, prep
 from audio_ct.recipe_commands import recipes
@@ -57,23 +67,12 @@ app.add_typer(prep, name="prep")
 app.add_typer(corpus, name="corpus")
 app.add_typer(recipes, name="recipes")
 app.add_typer(track, name="track")
+app.command()(evaluate)
 app.command()(export)
 app.command()(watch)
 app.command()(serve)
 app.command()(preferences)
 
-ColdStartSamples = Annotated[int, typer.Option(min=0, help="First samples of each recording, scored apart.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Whole recordings until they hold so many samples.")]
-WeightsOption = Annotated[
-    Literal["float32", "bfloat16", "int8"], typer.Option("--weights", help="Round weights to it.")
-]
-MemoryOption = Annotated[Literal["float32", "bfloat16"], typer.Option("--memory", help="Type of what a model keeps.")]
-# Memories must fit into the machine's.
-MemoryLength = Annotated[int | None, typer.Option(min=0, max=1 << 20, help="Another length than in training.")]
-StoreAddress = Annotated[
-    str | None, typer.Option("--store", help="The token store, if it has moved, or another of its rate and bits.")
-]
-Split = Annotated[str, typer.Option(help="Split of the corpus.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
 
 
@@ -236,63 +235,6 @@ def sample(
         )
     for one in written:
         print("   warning: ".join([str(one.path), *one.warnings]))
-
-
-@app.command()
-def evaluate(
-    checkpoint: CheckpointPath,
-    split: Split = "test",
-    max_tokens: MaxTokens = None,
-    cold_start_samples: ColdStartSamples = 1024,
-    store: StoreAddress = None,
-    weights: WeightsOption = "float32",
-    memory: MemoryOption = "float32",
-    memory_length: MemoryLength = None,
-    compressed_memory_length: MemoryLength = None,
-    at_bits: Annotated[
-        int | None, typer.Option(help="Score codes of so many bits, as models of coarser tokens.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure bits per sample, or per byte, of a checkpoint: as it is, or with other memories.
-
-    As it is, the figures are added to the record of its run, and to its mlflow run.
-    """
-    import torch
-
-    import audio_ct
-    from audio_ct.evaluation.likelihood import summary
-    from audio_ct.pretrained import with_memory_lengths
-    from audio_ct.sampling.weights import with_weights
-    from audio_ct.training.afterwards import leave_evaluation
-
-    model = with_memory_lengths(
-        audio_ct.load(checkpoint), memory_length=memory_length, compressed_memory_length=compressed_memory_length
-    )
-    if weights != "float32":
-        model = replace(model, model=with_weights(model.model, weights))
-    result = audio_ct.evaluate(
-        model,
-        split=split,
-        max_tokens=max_tokens,
-        cold_start_samples=cold_start_samples,
-        store=store,
-        memory=getattr(torch, memory),
-        at_bits=at_bits,
-    )
-    figures = summary(result, split)
-    unit, (low, high) = model.codec.unit, figures["interval"]
-    if as_json:
-        finite = [end if math.isfinite(end) else None for end in (low, high)]
-        print(json.dumps(figures | {"unit": unit, "interval": finite}, indent=1, allow_nan=False))
-    else:
-        ends = f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else ""
-        print(
-            f"{figures['bits_per_sample']:.4f} bits per {unit}{ends} on {figures['tokens']:,} {unit}s of "
-            f"{figures['recordings']} {split} {'stretches' if unit == 'byte' else 'recordings'}"
-        )
-    if weights == memory == "float32" and memory_length is compressed_memory_length is at_bits is None:
-        leave_evaluation(model, figures, result.store_digest)
 
 
 @app.command()
