@@ -59,7 +59,7 @@ def filtered_probabilities(
 
     Source: top-p is Holtzman et al. 2019, 1904.09751: the token that crosses p is kept, so one always is.
     """
-    temperature, top_p = (filters.temperature, filters.top_p) if numbers is None else numbers.unbind()
+    temperature, top_p = filters.numbers if numbers is None else numbers.unbind()
     logits = logits.float()
     if filters.temperature == 0:
         likeliest = logits.argmax(dim=-1, keepdim=True)
