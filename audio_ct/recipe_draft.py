@@ -59,7 +59,10 @@ def draft(store: TokenStore, kind: str, device: torch.device, *, minutes: float 
     # The shipped recipe's intervals, where the run is long enough for them.
     changes["training"] |= {
         "max_tokens": num_steps * step,
-        "evaluate_every_windows": max(1, min(drafted.training.evaluate_every_windows, num_steps // 4)),
+        **{
+            f"{what}_every_windows": max(1, min(getattr(drafted.training, f"{what}_every_windows"), num_steps // times))
+            for what, times in (("log", 20), ("evaluate", 4), ("checkpoint", 4))
+        },
     }
     # Five validations of a twentieth each are a small part of the run: they only read.
     most = max(1, min(drafted.evaluation.max_validation_tokens, num_steps * step // 20))

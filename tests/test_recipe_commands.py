@@ -144,6 +144,8 @@ def test_a_draft_is_written_and_trains(
     assert recipe.training.max_tokens == pytest.approx(30_000, rel=0.2)
     assert recipe.training.window_length == 32 * 24, "predictors are fitted each millisecond"
     assert recipe.model.linear_prediction.pitch.longest_lag == 400  # type: ignore[union-attr]
+    assert recipe.training.log_every_windows <= max(1, recipe.training.num_steps // 20), "short runs are told of too"
+    assert recipe.training.checkpoint_every_windows <= max(1, recipe.training.num_steps // 4)
     changes = ("training.max_tokens=1536", "training.batch_size=1", "tracking.enabled=false")
     narrow = ("model.layers_per_stack=2", "model.residual_channels=8", "model.skip_channels=8")
     settings = (*changes, *narrow, "evaluation.max_validation_tokens=100")
