@@ -72,7 +72,7 @@ def families(study: Mapping[str, Any]) -> dict[str, Points]:
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for variant in study["variants"]:
         family = variant["name"].rsplit("-", 2)[0]
-        done = [run for run in variant["runs"] if run["bits_per_sample"] is not None]
+        done = [run for run in variant["runs"] if run.get("bits_per_sample") is not None]
         rows.setdefault(family, []).extend(
             (variant["parameters"], run["tokens"], run["bits_per_sample"]) for run in done
         )
@@ -88,7 +88,7 @@ def noise_between_seeds(study: Mapping[str, Any]) -> float | None:
     """The standard deviation of bits between seeds, from all variants that have several; None if none has."""
     squares = []
     for variant in study["variants"]:
-        bits = [run["bits_per_sample"] for run in variant["runs"] if run["bits_per_sample"] is not None]
+        bits = [run["bits_per_sample"] for run in variant["runs"] if run.get("bits_per_sample") is not None]
         squares += [statistics.variance(bits)] * (len(bits) - 1) if len(bits) > 1 else []
     return math.sqrt(statistics.fmean(squares)) if squares else None
 

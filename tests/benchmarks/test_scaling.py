@@ -53,7 +53,7 @@ def test_noise_is_that_between_seeds() -> None:
 
 def test_a_study_that_is_not_done_is_refused() -> None:
     begun = study()
-    begun["variants"][0]["runs"] = begun["variants"][1]["runs"] = [{"tokens": 0, "bits_per_sample": None}]
+    begun["variants"][0]["runs"] = begun["variants"][1]["runs"] = [{"state": "waiting"}]
     with pytest.raises(InputError, match="a has 5 runs"):
         scaling.families(begun)
 
