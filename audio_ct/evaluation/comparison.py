@@ -53,7 +53,8 @@ def compare(
     """Score models, sample from them and lay all of it side by side on a page, `out`/index.html.
 
     Args:
-        checkpoints: loaded models, or checkpoints or run folders, of models trained on one store.
+        checkpoints: loaded models, or checkpoints or run folders, of models trained on one store, or where a store is
+            named, of any that reads its tokens.
         out: gets index.html, comparison.json and samples/.
         split: scored split of the corpus.
         max_tokens: score whole recordings, spread over the split, until they hold so many samples; by default all.
@@ -63,7 +64,7 @@ def compare(
         prompt_seconds: each model also continues as many pieces of the split's real speech, of this length; they begin
             where recordings do, as far as there are such.
         seed: of the first waveform, of the prompts and of the bootstrap.
-        store: the token store, where it is no longer where the recipes say; another of the same tokens is noted.
+        store: the token store, where it is no longer where the recipes say; whoever was trained on another is noted.
         title: of the page.
         report: called with a line for each thing done.
 
@@ -71,8 +72,8 @@ def compare(
         The page.
 
     Raises:
-        InputError: if a value is out of range, models were trained on different corpora or on bytes, another process
-            writes to `out`, or it cannot be written.
+        InputError: if a value is out of range, models were trained on different corpora and no store is named, read
+            different tokens or bytes, another process writes to `out`, or it cannot be written.
 
     Example:
         >>> runs = ["runs/wavenet", "runs/faster"]
@@ -81,7 +82,7 @@ def compare(
     """
     out, device = Path(out), choose_device()
     models = [one if isinstance(one, Pretrained) else load(one, device) for one in checkpoints]
-    codec, names = _common_codec(models), _names(models)
+    codec, names = _common_codec(models, store), _names(models)
     num_samples = codec.num_tokens(seconds=seconds)
     if num_waveforms < 1:
         raise InputError(f"num={num_waveforms} must be at least 1.")
@@ -153,8 +154,8 @@ def _names(models: Sequence[Pretrained]) -> list[str]:
     ]
 
 
-def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
-    """The codec of all models; refuse models of bytes, and models of several stores or of several clips of one."""
+def _common_codec(models: Sequence[Pretrained], store: Path | str | None) -> MuLawCodec:
+    """The codec of all models; refuse models of bytes, of different tokens, and of several stores if none is named."""
     first = models[0]
     for model in models:
         if not isinstance(model.codec, MuLawCodec):
@@ -162,10 +163,18 @@ def _common_codec(models: Sequence[Pretrained]) -> MuLawCodec:
                 f"{model.label} is a model of bytes, and the page of a comparison is for listening; measure each by "
                 "`audio-ct evaluate`."
             )
-        if model.manifest.store_digest != first.manifest.store_digest:
+        if model.codec != first.codec:
             raise InputError(
-                f"{model.label} was trained on another corpus than {first.label} "
-                f"({model.recipe.corpus.store!r}, {first.recipe.corpus.store!r}); compare models of one store."
+                f"{model.label} reads {model.codec}, {first.label} {first.codec}; compare models of the same tokens."
+            )
+        is_one_corpus = model.manifest.store_digest == first.manifest.store_digest
+        # Of a store that is named each would still be scored on its own clip.
+        is_one_clip = model.recipe.corpus.clip_seconds == first.recipe.corpus.clip_seconds
+        if not is_one_corpus and (store is None or not is_one_clip):
+            raise InputError(
+                f"{model.label} was trained on another corpus than {first.label} ({model.recipe.corpus.store!r}, "
+                f"{first.recipe.corpus.store!r}); name the store that both are scored on by --store, or compare "
+                "models of one store and one clip."
             )
     assert isinstance(first.codec, MuLawCodec)
     return first.codec
@@ -292,10 +301,12 @@ def _differences(names: Sequence[str], results: Sequence[Likelihood], seed: int)
 def _notes(models: Sequence[Pretrained], device: torch.device, store: TokenStore, prompts: Windows | None) -> list[str]:
     """The machine that the comparison ran on, and all that makes it less than fair."""
     notes = [f"Evaluation and sampling ran on {device.type} with {torch.get_num_threads()} threads."]
-    if store.digest != models[0].manifest.store_digest:
+    elsewhere = [model.label for model in models if model.manifest.store_digest != store.digest]
+    if elsewhere:
+        who = "the models were" if len(elsewhere) == len(models) else f"{', '.join(elsewhere)} was"
         notes.append(
-            f"{store.name} is not the store that the models were trained on: its recordings may be ones that they have "
-            "heard in training, or of voices that they have not, and copies were looked for in it."
+            f"{store.name} is not the store that {who} trained on: its recordings may be ones heard in training, or of "
+            "voices that were not, and copies were looked for in it."
         )
     if prompts is not None and prompts.num_within:
         notes.append(f"{prompts.num_within} of {len(prompts.names)} prompts begin within recordings.")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import audio_ct
 from audio_ct.corpora.subsets import subset
+from audio_ct.errors import InputError
 from audio_ct.evaluation import comparison
 from audio_ct.locks import LOCK_FILE, hold
 from audio_ct.tokens.store import TokenStore
@@ -121,7 +124,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     (tmp_path / "file").touch()
     capsys.readouterr()
     for checkpoints, out, message in (
-        (models, tmp_path / "mixed", "was trained on another corpus than"),
+        (models, tmp_path / "mixed", "name the store that both are scored on by --store"),
         (models[:1], tmp_path / "file/page", "cannot be made or written: Not a directory; choose a writable place."),
     ):
         assert command("compare", *checkpoints, "--out", out) == 2
@@ -150,6 +153,20 @@ def test_a_store_of_other_recordings_is_scored_and_said_one_of_other_tokens_is_r
     capsys.readouterr()
     assert command("evaluate", trained("net"), "--store", tmp_path / "slow") == 2
     assert "8-bit mu-law codes at 8,000 Hz; " in capsys.readouterr().err
+
+
+def test_models_of_several_stores_are_compared_on_one_that_is_named(
+    trained: Trained, store_path: Path, tmp_path: Path
+) -> None:
+    model = audio_ct.load(trained("net"))
+    foreign = replace(model, manifest=model.manifest.model_copy(update={"store_digest": "f" * 64}))
+    options: Any = {"num_waveforms": 1, "seconds": 0.01, "max_tokens": 1}
+    with pytest.raises(InputError, match="was trained on another corpus than"):
+        audio_ct.compare([model, foreign], tmp_path / "page", **options)
+    audio_ct.compare([model, foreign], tmp_path / "page", store=store_path, **options)
+    assert len(record(tmp_path / "page")["models"]) == 2
+    (note,) = (each for each in record(tmp_path / "page")["notes"] if "is not the store that" in each)
+    assert f"{foreign.label} was trained on" in note
 
 
 @pytest.mark.fault("two at once")
