@@ -6,10 +6,10 @@ STORE=stores/demo
 RUNS=runs/demo
 MODELS="compressive_transformer transformer_xl wavenet"
 
-echo "First to hear: a Compressive Transformer trained for hours on recorded letters and syllables, which comes with the"
-echo "package (samples/pretrained/syllables/README.md). It starts from silence and speaks no words; these are two of its better"
-echo "waveforms, and samples/gallery/index.html has eight as they come:"
-audio-ct sample syllables --num 2 --seconds 0.5 --seed 1006 --out "$RUNS/syllables" --overwrite
+echo "First to hear: a Compressive Transformer trained for 95 minutes on recorded letters and syllables, which comes with the"
+echo "package (samples/pretrained/syllables/README.md). It starts from silence and speaks no words; samples/gallery/index.html"
+echo "has more:"
+audio-ct sample syllables --num 2 --seconds 0.5 --seed 1000 --out "$RUNS/syllables" --overwrite
 
 echo "Now three small models of a synthetic voice at 8 kHz, trained here from nothing:"
 if [ ! -e "$STORE" ]; then
