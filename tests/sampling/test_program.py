@@ -19,6 +19,9 @@ from audio_ct.models.settings import (
 )
 from audio_ct.models.stage import flatten, map_state
 
+# Torch 2.11's own, of its own reading.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
 TRANSFORMER: dict[str, Any] = {
     **{"num_layers": 1, "d_model": 8, "num_heads": 2, "d_ff": 8, "segment_length": 4, "memory_length": 4},
     **{"compressed_memory_length": 3, "compression_rate": 2},
