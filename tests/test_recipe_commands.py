@@ -73,7 +73,7 @@ def test_list_has_a_line_for_each_and_show_the_file(
     monkeypatch.setattr("audio_ct.recipe_files.shipped_recipes", lambda: few)
     assert command("recipes", "list") == 0
     first, second = lines_of(capsys)
-    assert re.match(r"demo/wavenet +wavenet +0\.4M  WaveNet beside", first)
+    assert re.match(r"demo/wavenet +wavenet +0\.3M  WaveNet beside", first)
     assert re.match(r"sixteen_bit/compressive_transformer +compressive_transformer +0\.7M  16-bit samples", second)
     assert command("recipes", "show", "demo/wavenet") == 0
     assert capsys.readouterr().out == (RECIPES / "demo/wavenet.yaml").read_text()

@@ -266,7 +266,8 @@ def test_the_papers_size_is_measured_by_the_same_functions(tiny_recipes: Path, m
     )
     found = [*trained["bars"], *sampled["bars"]]
     check_bars(found)
-    assert {bar["key"] for bar in found} == set(bars.GPU_BARS)
+    # Linear prediction's share is judged by the device that it is measured on.
+    assert {bar["key"] for bar in found} == set(bars.GPU_BARS) - {"gpu_linear_prediction_share"}
     assert all(bar["value"] > 0 for bar in found)
 
 

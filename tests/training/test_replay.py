@@ -529,8 +529,8 @@ def test_the_samples_of_a_real_run_arrive_by_replay(
     changes = [
         *(f"corpus.store={store_path}", f"tracking.uri={ABSENT_SERVER}", "model.layers_per_stack=4"),
         *("model.residual_channels=8", "model.skip_channels=8", "training.window_length=256"),
-        *("training.max_tokens=2048", "training.log_every_windows=1", "training.sample_every_windows=2"),
-        *("sampling.seconds=0.01", "evaluation.max_validation_tokens=1000"),
+        *("training.batch_size=2", "training.max_tokens=2048", "training.log_every_windows=1"),
+        *("training.sample_every_windows=2", "sampling.seconds=0.01", "evaluation.max_validation_tokens=1000"),
     ]
     settings = [part for change in changes for part in ("--set", change)]
     assert command("train", ROOT / "recipes/demo/wavenet.yaml", "--run-dir", run, *settings) == 0
