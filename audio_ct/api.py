@@ -20,7 +20,7 @@ from audio_ct.models import build
 from audio_ct.models.token_model import TokenModel
 from audio_ct.pretrained import Pretrained
 from audio_ct.recipe import Recipe
-from audio_ct.sampling.compiled import can_compile, compiling_pays
+from audio_ct.sampling.compiled import can_prepare, compiling_pays
 from audio_ct.sampling.engine import EngineOptions, Sampler
 from audio_ct.sampling.filters import Filters
 from audio_ct.sampling.writing import samples_of_run
@@ -78,7 +78,7 @@ def train(recipe: Recipe, run_folder: str | Path, *, resume: bool = False) -> Pa
         >>> audio_ct.train(recipe, "runs/faster")
         PosixPath('runs/faster/checkpoints/step-...')
     """
-    if recipe.training.sample_every_windows and recipe.sampling.compiled and not can_compile(choose_device()):
+    if recipe.training.sample_every_windows and recipe.sampling.compiled and not can_prepare(choose_device()):
         raise InputError("sampling.compiled=True: there is no compiler here; install g++, or set it to false.")
     return loop.train(recipe, Path(run_folder), resume=resume, validate=validate, make_samples=samples_of_run)
 

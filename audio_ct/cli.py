@@ -33,20 +33,21 @@ from audio_ct.track_commands import track
 
 # In the order in which they are met.
 COMMANDS = (
-    *(
-        "prep",
-        "corpus",
-        "recipes",
-        "train",
-        "watch",
-        "evaluate",
-        "sample",
-        "serve",
-        "compare",
-        "preferences",
-        "inspect",
-    ),
-    *("study", "export", "track", "doctor"),
+    "prep",
+    "corpus",
+    "recipes",
+    "train",
+    "watch",
+    "evaluate",
+    "sample",
+    "serve",
+    "compare",
+    "preferences",
+    "inspect",
+    "study",
+    "export",
+    "track",
+    "doctor",
 )
 
 

@@ -30,6 +30,7 @@ from audio_ct.models.settings import CompressiveTransformerSettings, Transformer
 from audio_ct.models.token_model import TokenModel, num_parameters
 from audio_ct.recipe import CorpusRecipe, OptimizerRecipe, Recipe, TrainingRecipe, load_recipe, parse_recipe
 from audio_ct.studies.plan import BASE_FILE, StudyOptions, read_study
+from audio_ct.training.loop import compiled_for_training
 from audio_ct.training.optimizer import clip_gradients, make_optimizer
 from benchmarks import measure, peers
 from benchmarks.bars import judge, ratio
@@ -110,7 +111,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
         dtype = getattr(torch, self.precision)
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        self._forward: Any = torch.compile(self.model) if self.compiled else self.model
+        self._forward: Any = compiled_for_training(self.model) if self.compiled else self.model
         self._state = self.model.initial_state(self.batch_size, device)
         self._tokens = torch.randint(0, VOCABULARY_SIZE, (self.batch_size, self.window_length + 1), device=device)
 

@@ -118,7 +118,7 @@ def test_a_waveform_that_is_none_is_refused(model: Pretrained, waveform: np.ndar
 
 
 def test_a_run_that_cannot_compile_its_samples_is_refused_at_once(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "can_compile", lambda device: False)
+    monkeypatch.setattr(api, "can_prepare", lambda device: False)
     changes = ["training.sample_every_windows=1", "sampling.compiled=true"]
     recipe = audio_ct.load_recipe("recipes/small/wavenet.yaml", changes)
     with pytest.raises(InputError, match=r"sampling.compiled=True: there is no compiler here"):

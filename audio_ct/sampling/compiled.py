@@ -34,10 +34,12 @@ INLINED_LENGTH = 8
 
 
 def can_compile(device: torch.device) -> bool:
-    """Tell if `prepare` can make something of a step on this device; a GPU can always capture it."""
-    if device.type == "cuda":
-        return True
+    """Tell if there is a compiler for steps on this device."""
     # Compilers take a second to import.
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return has_triton() and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -48,9 +50,14 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+def can_prepare(device: torch.device) -> bool:
+    """Tell if `prepare` can make something of a step on this device: a GPU can capture it without a compiler."""
+    return device.type == "cuda" or can_compile(device)
+
+
 def compiling_pays(model: nn.Module, num_samples: int) -> bool:
     """Tell if a model's step should be compiled for so many samples, where it stands."""
-    return num_samples >= PAYS_FROM_SAMPLES and can_compile(next(model.parameters()).device)
+    return num_samples >= PAYS_FROM_SAMPLES and can_prepare(next(model.parameters()).device)
 
 
 def prepare(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
@@ -63,7 +70,7 @@ def prepare(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], objec
         InputError: if it cannot be compiled here, or the code cannot be kept.
     """
     device = pytree.tree_leaves(arguments)[0].device
-    if not can_compile(device):
+    if not can_prepare(device):
         raise InputError("compiled: there is no compiler (g++ or $CXX) here; install one or sample with --no-compiled.")
     if device.type == "cuda":
         return _capture_on_gpu(module, arguments)
@@ -152,19 +159,12 @@ def _processor() -> str:
     return f"{platform.machine()} {flags}"
 
 
-def _has_triton() -> bool:
-    """Tell if torch can generate code for the GPU: Triton compiles what launches its kernels with a C compiler."""
-    from torch.utils._triton import has_triton
-
-    return has_triton() and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-
-
 def _capture_on_gpu(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
     """Capture a module's kernels as a CUDA graph, to be replayed."""
     tensors = pytree.tree_leaves(arguments)
     before = [tensor.clone() for tensor in tensors]
     compiled: Callable[..., object] = module
-    if _has_triton():
+    if can_compile(tensors[0].device):
         # One sample's products are read from memory faster by generated code than by matrix libraries.
         compiled = torch.compile(module, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
     else:

@@ -76,7 +76,7 @@ def train(
         model, lanes, figures = run.model, run.lanes, run.figures
         # One machine may take minutes longer to get here than another.
         processes.wait_for_all()
-        forward = processes.data_parallel(_compiled(model) if training.compile else model)
+        forward = processes.data_parallel(compiled_for_training(model) if training.compile else model)
         # Where a signal stopped the run, a validation that was due has not been made.
         if not run.is_validated and _is_due(training.evaluate_every_windows, run, since=_updated_before(run)):
             _save(run, _validate(run, tracker, validate))
@@ -131,7 +131,7 @@ def train(
     return checkpoint.find(run_folder, "newest")
 
 
-def _compiled(model: TokenModel) -> nn.Module:
+def compiled_for_training(model: TokenModel) -> nn.Module:
     """Compile a model whose gradients are then computed in the types that they have without compilation."""
     # By default the backward pass is compiled as if it stood under autocast too; private, but the only place to say so.
     torch._functorch.config.backward_pass_autocast = "off"  # noqa: S105
